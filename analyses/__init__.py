@@ -1,0 +1,1 @@
+"""One question per file, found through the entry point group `mesaprobe.analyses`."""

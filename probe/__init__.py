@@ -1,0 +1,3 @@
+"""The instrument: problems, solvers, moments, responses, views, verdicts. Imports nothing from `analyses`."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Checkpoint formats: each file turns a path into a checked Subject."""

@@ -1,0 +1,117 @@
+"""Pickled Flax parameter trees as published with von Oswald et al. 2023; read without jax."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.checkpoints.base import Subject, Weights, build_subject
+from probe.checkpoints.safe_pickle import read_pickle
+from probe.errors import InputError
+from probe.models.attention import MesaAttention
+from probe.models.transformer import BlockConfig, ModelConfig
+from probe.presets.base import find_preset
+
+
+class FlaxPickle:
+    """A .pkl file; `FILE#TREE` picks one of several trees in it."""
+
+    name = "flax-pickle"
+
+    def recognises(self, path: Path) -> bool:
+        """By its suffix."""
+        return path.name.partition("#")[0].endswith(".pkl")
+
+    def read(self, path: Path, preset: str | None) -> Subject:
+        """Reads the tree, then fits it to the model that the preset describes.
+
+        Raises:
+            InputError: No preset, a tree that is damaged or hostile, or one that does not match.
+        """
+        if preset is None:
+            raise InputError(f"{path}: the file does not state its model; give --preset NAME")
+        described = find_preset(preset)
+        name, _, member = path.name.partition("#")
+        tree = _tree(path, read_pickle(path.with_name(name)), member)
+        weights = _translate(path, dict(_flatten(tree)), described.config)
+        return build_subject(path, self.name, described.config, weights, described.task)
+
+
+def _tree(path: Path, content: object, member: str) -> dict[str, Any]:
+    if isinstance(content, dict) and not member and "params" in content:
+        member = "params"
+    if not isinstance(content, dict) or not isinstance(content.get(member), dict):
+        known = ", ".join(content) if isinstance(content, dict) else "none"
+        raise InputError(f"{path}: no parameter tree {member!r}; name one by FILE#TREE: {known}")
+    tree: dict[str, Any] = content[member]
+    return tree
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else key
+        if isinstance(value, dict):
+            yield from _flatten(value, path)
+        else:
+            yield path, value
+
+
+def _translate(path: Path, leaves: dict[str, Any], config: ModelConfig) -> Weights:
+    """Our tensors from the file's leaves; leaves that no tensor wants stay, and are then refused."""
+    tensors: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for leaf, value in leaves.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            raise InputError(f"{path}: {leaf} is no array of floating-point numbers")
+        name, tensor = _rename(leaf, torch.from_numpy(value.astype(np.float32)), config)
+        tensors[name], sources[name] = tensor, leaf
+    return Weights(tensors, sources)
+
+
+def _rename(leaf: str, tensor: Tensor, config: ModelConfig) -> tuple[str, Tensor]:
+    if leaf == "input_layer/kernel":
+        return "W_E", tensor
+    if leaf == "output_layer/kernel":
+        return "W_U", tensor
+    block, _, part = _locate(leaf, config)
+    if block is None or block >= len(config.blocks):
+        return leaf, tensor
+    name, tensor = _rename_in_block(part, tensor, config.blocks[block])
+    return f"blocks.{block}.{name}", tensor
+
+
+def _locate(leaf: str, config: ModelConfig) -> tuple[int | None, str, str]:
+    """Index of the block that a leaf belongs to: the hybrid block, where there is one, is first."""
+    if leaf.startswith("hybrid_block/"):
+        return 0, "hybrid", leaf.removeprefix("hybrid_block/")
+    if leaf.startswith("tf_block/blocklist_"):
+        index, _, part = leaf.removeprefix("tf_block/blocklist_").partition("/")
+        if index.isdigit():
+            return int(index) + config.projected, "list", part
+    return None, "", leaf
+
+
+def _rename_in_block(part: str, tensor: Tensor, block: BlockConfig) -> tuple[str, Tensor]:
+    mesa = isinstance(block.attention, MesaAttention)
+    heads = block.attention.heads
+    # The published mesa head regresses k_proj on v_proj: its keys are called v, its values k.
+    role = {"q_proj": "W_Q", "k_proj": "W_V" if mesa else "W_K", "v_proj": "W_K" if mesa else "W_V"}
+    attention, _, leaf = part.partition("/")
+    if part in ("linear_0/kernel", "linear_2/kernel"):
+        return ("mlp.W_in" if "0" in attention else "mlp.W_out"), tensor
+    projection = leaf.removesuffix("/kernel")
+    if projection in role and tensor.ndim == 2 and tensor.shape[1] % heads == 0:
+        return f"attn.{role[projection]}", tensor.unflatten(1, (heads, -1)).transpose(0, 1)
+    if projection == "o_proj" and tensor.ndim == 2 and tensor.shape[0] % heads == 0:
+        if mesa:  # its heads are joined with the head index fastest
+            return "attn.W_O", tensor.unflatten(0, (-1, heads)).transpose(0, 1)
+        return "attn.W_O", tensor.unflatten(0, (heads, -1))
+    if leaf == "lambdas" and mesa:
+        return "attn.mixer.log_ridge", -tensor.log()
+    return part, tensor
+
+
+NAMED = {FlaxPickle.name: FlaxPickle()}

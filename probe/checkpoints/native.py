@@ -1,0 +1,63 @@
+"""The native folder: config.json beside model.safetensors."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from probe.checkpoints.base import Subject, Weights, build_subject
+from probe.errors import InputError
+from probe.files import write_atomically
+from probe.models.transformer import ModelConfig, SequenceTransformer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+VERSION = 1
+
+
+class NativeFolder:
+    """A folder that describes itself; needs no preset."""
+
+    name = "native"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder, or a path into one."""
+        return path.is_dir()
+
+    def read(self, path: Path, preset: str | None) -> Subject:
+        """Reads config.json, then the tensors that it calls for.
+
+        Raises:
+            InputError: A file is missing, damaged, of another version, or does not match.
+        """
+        if preset is not None:
+            raise InputError(f"{path}: a native folder states its own model; leave out --preset")
+        for name in (CONFIG, WEIGHTS):
+            if not (path / name).is_file():
+                raise InputError(f"{path}: holds no {name}")
+        try:
+            plain = json.loads((path / CONFIG).read_text())
+            version, described, task = plain["version"], plain["model"], plain["task"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(f"{path / CONFIG}: {type(error).__name__}: {error}") from None
+        if version != VERSION:
+            raise InputError(f"{path / CONFIG}: version {version}, this program reads {VERSION}")
+        config = ModelConfig.from_dict(described)
+        try:
+            tensors = load_file(path / WEIGHTS)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path / WEIGHTS}: {error}") from None
+        weights = Weights(tensors, {name: name for name in tensors})
+        return build_subject(path.resolve(), self.name, config, weights, task)
+
+
+def write_native(model: SequenceTransformer, task: str | None, folder: Path) -> None:
+    """Writes a model as a native folder; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    plain = {"version": VERSION, "task": task, "model": model.config.to_dict()}
+    write_atomically(folder / WEIGHTS, save(state))
+    write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
+
+
+NAMED = {NativeFolder.name: NativeFolder()}

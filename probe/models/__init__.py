@@ -1,0 +1,1 @@
+"""Sequence models with the standard hook names, and their training."""

@@ -1,0 +1,177 @@
+"""The kinds of attention. Each is a small frozen description and the module that it builds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from probe.mesa_layer import mesa_layer
+
+
+class Mixer(nn.Module):
+    """What becomes of queries, keys and values; the only part in which the kinds differ."""
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_head"],
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Mixes values over the past of each position."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class AttentionKind(Protocol):
+    """Describes a kind of attention and builds its mixer."""
+
+    kind: ClassVar[str]
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """A fresh mixer with its own parameters, if it has any."""
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Scores q.k without scaling or normalisation; the future is masked to 0."""
+
+    kind: ClassVar[str] = "linear"
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """No parameters."""
+        return _ScoreMixer(1.0, torch.tril)
+
+
+@dataclass(frozen=True)
+class SoftmaxAttention:
+    """softmax(q.k / sqrt(d_head)) over the past."""
+
+    kind: ClassVar[str] = "softmax"
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """No parameters."""
+        return _ScoreMixer(self.d_head**-0.5, _causal_softmax)
+
+
+@dataclass(frozen=True)
+class MesaAttention:
+    """Ridge regression of values on keys at every prefix; one trained lambda per head."""
+
+    kind: ClassVar[str] = "mesa"
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """One parameter per head."""
+        return _MesaMixer(self.heads)
+
+
+KINDS: dict[str, type[LinearAttention] | type[SoftmaxAttention] | type[MesaAttention]] = {
+    kind.kind: kind for kind in (LinearAttention, SoftmaxAttention, MesaAttention)
+}
+
+
+def _causal_softmax(scores: Tensor) -> Tensor:
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1)
+
+
+class _ScoreMixer(Mixer):
+    """Attention through a T x T pattern."""
+
+    def __init__(self, scale: float, normalise: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.scale, self.normalise = scale, normalise
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_head"],
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Mixes values by a causal pattern of shape (batch, heads, query, key)."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        scores = self.hook_attn_scores((q * self.scale) @ k.mT)
+        pattern = self.hook_pattern(self.normalise(scores))
+        return (pattern @ v).transpose(1, 2)
+
+
+class _MesaMixer(Mixer):
+    """The reference mesa-layer with a trained ridge exp(log_ridge) per head."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.log_ridge = nn.Parameter(torch.zeros(heads))
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_head"],
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Exact least squares at every prefix."""
+        return mesa_layer(k, v, q, self.log_ridge.exp())
+
+
+class Attention(nn.Module):
+    """Projections around a mixer; hooks are named as in TransformerLens.
+
+    `positions` is the width of the sinusoidal table that is concatenated to the input of
+    queries and keys only; 0 for none. `unit` names those of q, k and v that are normalised to
+    length 1 in each head.
+    """
+
+    def __init__(self, kind: AttentionKind, d_model: int, positions: int, unit: tuple[str, ...]):
+        super().__init__()
+        self.positions, self.unit = positions, unit
+        d_qk = d_model + positions
+        shape = (kind.heads, d_qk, kind.d_head)
+        self.W_Q = nn.Parameter(torch.empty(shape))
+        self.W_K = nn.Parameter(torch.empty(shape))
+        self.W_V = nn.Parameter(torch.empty(kind.heads, d_model, kind.d_head))
+        self.W_O = nn.Parameter(torch.empty(kind.heads, kind.d_head, d_model))
+        self.mixer = kind.build()
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_z = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        """The attention output, without the residual."""
+        placed = self._place(x)
+        q = self.hook_q(self._normalise("q", _project(placed, self.W_Q)))
+        k = self.hook_k(self._normalise("k", _project(placed, self.W_K)))
+        v = self.hook_v(self._normalise("v", _project(x, self.W_V)))
+        z = self.hook_z(self.mixer(q, k, v))
+        return z.flatten(2) @ self.W_O.flatten(0, 1)
+
+    def _place(self, x: Tensor) -> Tensor:
+        if not self.positions:
+            return x
+        table = sinusoids(x.shape[1], self.positions).to(x)
+        return torch.cat([x, table.expand(x.shape[0], -1, -1)], -1)
+
+    def _normalise(self, role: str, heads: Tensor) -> Tensor:
+        return nn.functional.normalize(heads, dim=-1) if role in self.unit else heads
+
+
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    heads, width, d_head = weight.shape
+    flat = weight.transpose(0, 1).reshape(width, heads * d_head)
+    return (x @ flat).unflatten(-1, (heads, d_head))
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
+    """Sinusoidal positions with base 10000, sines on even channels (Vaswani et al. 2017, 3.5)."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-torch.log(torch.tensor(10000.0)) / width))
+    angle = torch.arange(length)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)

@@ -1,0 +1,1 @@
+"""Presets: what a published checkpoint file does not state about its model, and its task."""

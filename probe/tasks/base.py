@@ -1,0 +1,108 @@
+"""What every task is, and the pieces that the families share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe import registry, tasks
+from probe.problem import InContextProblem
+from probe.tasks.teachers import TeacherLaw
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A sample of a task.
+
+    Attributes:
+        tokens: What the model reads.
+        observations: s_0 .. s_T; the target at position t is s_{t+1}.
+        oracle: Expectation of s_{t+1} for one who knows the teacher and the hidden state.
+        features: What the teacher acts on linearly: the observation itself where dynamics are linear.
+        teachers: The hidden matrix W of each sequence.
+        clipped_share: Share of entries that the task's clip has changed.
+    """
+
+    tokens: Float[Tensor, "batch time d_in"]
+    observations: Float[Tensor, "batch time_and_one d_out"]
+    oracle: Float[Tensor, "batch time d_out"]
+    features: Float[Tensor, "batch time d_feature"]
+    teachers: Float[Tensor, "batch d_w d_w"]
+    clipped_share: float
+
+
+class Task(Protocol):
+    """Samples sequences and states their in-context problem."""
+
+    @property
+    def name(self) -> str:
+        """The name under which users ask for the task."""
+
+    @property
+    def teacher(self) -> TeacherLaw:
+        """The law of the hidden matrix."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions T."""
+
+    @property
+    def width_in(self) -> int:
+        """Width of a token."""
+
+    @property
+    def width_out(self) -> int:
+        """Width of a target."""
+
+    def sample(self, count: int, generator: torch.Generator) -> Sequences:
+        """Draws `count` independent sequences."""
+
+    def problem(self, sequences: Sequences) -> InContextProblem:
+        """States the in-context problem of a sample."""
+
+    def params(self) -> Mapping[str, object]:
+        """The task's parameters, as they stand in a report."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Ranges of positions [start, stop) over which a response is read.
+
+    Attributes:
+        unsolved: Fewer pairs than about 1.5 dimensions: the learner's bias shows here.
+        judged: Where the class of the algorithm is decided.
+        solved: The positions after `unsolved`, where a good model nearly equals the oracle.
+        probed: Middle positions for the statistic that is named in advance.
+    """
+
+    unsolved: tuple[int, int]
+    judged: tuple[int, int]
+    solved: tuple[int, int]
+    probed: tuple[int, int]
+
+
+def windows(width: int, length: int) -> Windows:
+    """Windows for problems of `width` key channels and `length` positions.
+
+    For 10 channels and 50 positions: 2..14, 5..49, 15..49 and 15..45.
+    """
+    knee = min(width + width // 2, length - 2)
+    return Windows((2, knee), (max(2, width // 2), length), (knee, length), (knee, length - 4))
+
+
+def shifted(sequence: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
+    """The sequence one position later; zeros come in first."""
+    return torch.cat([torch.zeros_like(sequence[:, :1]), sequence[:, :-1]], 1)
+
+
+def find_task(name: str) -> Task:
+    """Returns the task of that name.
+
+    Raises:
+        InputError: No such task.
+    """
+    task: Task = registry.choose(tasks, name, "task")
+    return task

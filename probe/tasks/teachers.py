@@ -1,0 +1,174 @@
+"""Laws of the hidden matrix W, and the input laws that change them."""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.sampling import generator_for, normal, uniform
+
+
+class TeacherLaw(Protocol):
+    """Draws hidden matrices."""
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """Draws `count` matrices of `width` x `width`, in float64."""
+
+
+def _similar_to_diagonal(
+    eigenvalues: Float[Tensor, "batch width"], generator: torch.Generator
+) -> Float[Tensor, "batch width width"]:
+    """M diag(eigenvalues) M^-1 with a Gaussian M."""
+    count, width = eigenvalues.shape
+    change = normal(generator, count, width, width)
+    return torch.linalg.solve(change, change * eigenvalues[:, None, :], left=False)
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Uniformly (Haar) random orthogonal W, fresh for every sequence."""
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007, eq. 5.12)."""
+        q, r = torch.linalg.qr(normal(generator, count, width, width))
+        return q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+
+
+@dataclass(frozen=True)
+class Contracting:
+    """W = M diag(lambda) M^-1, lambda ~ U(low, high) with one pinned to `high`, in random order."""
+
+    low: float = 0.3
+    high: float = 0.9
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """Draws eigenvalues, then the basis."""
+        eigenvalues = uniform(generator, self.low, self.high, count, width)
+        pinned = torch.randint(width, (count, 1), generator=generator)
+        return _similar_to_diagonal(eigenvalues.scatter(1, pinned, self.high), generator)
+
+
+@dataclass(frozen=True)
+class GivenSpectrum:
+    """W = Q diag(eigenvalues) Q^T with a Haar Q; the eigenvalues repeat to fill the width."""
+
+    eigenvalues: tuple[float, ...]
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """A symmetric matrix in a random basis."""
+        spectrum = torch.tensor(self.eigenvalues, dtype=torch.float64)
+        spectrum = spectrum.repeat(-(-width // len(spectrum)))[:width]
+        basis = Orthogonal().draw(count, width, generator)
+        return (basis * spectrum) @ basis.mT
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One W for all sequences: nothing is left to be learned in context."""
+
+    matrix: Float[Tensor, "width width"] = field(repr=False)
+
+    @classmethod
+    def from_seed(cls, width: int, seed: int) -> "Fixed":
+        """A random orthogonal matrix of our own."""
+        generator = generator_for(seed)
+        return cls(Orthogonal().draw(1, width, generator)[0])
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """The same matrix, `count` times."""
+        return self.matrix.double().expand(count, width, width)
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """W = W_f exp(eps K), K antisymmetric with standard normal entries, fresh for every sequence.
+
+    The sequences stay in the distribution of W_f, yet a learner follows W and a memorised map W_f.
+    """
+
+    base: Fixed
+    eps: float = 0.05
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """Turns the fixed teacher a little."""
+        noise = normal(generator, count, width, width)
+        turn = torch.linalg.matrix_exp(self.eps * (noise - noise.mT) / 2**0.5)
+        return self.base.draw(count, width, generator) @ turn
+
+
+class InputLaw(Protocol):
+    """Changes the law of the teacher; a verdict holds for the law under which it was found."""
+
+    def change(self, teacher: TeacherLaw, width: int, seed: int) -> TeacherLaw:
+        """The teacher law under this input law."""
+
+
+@dataclass(frozen=True)
+class InDistribution:
+    """The task's own law."""
+
+    def change(self, teacher: TeacherLaw, width: int, seed: int) -> TeacherLaw:
+        """Leaves the teacher as it is."""
+        return teacher
+
+
+@dataclass(frozen=True)
+class NudgedTeacher:
+    """Small rotations of one teacher: the fixed one, or one draw of the task's law."""
+
+    eps: float = 0.05
+
+    def change(self, teacher: TeacherLaw, width: int, seed: int) -> Nudged:
+        """Fixes a teacher where the task has many, then nudges it."""
+        if isinstance(teacher, Fixed):
+            return Nudged(teacher, self.eps)
+        generator = generator_for(seed)
+        return Nudged(Fixed(teacher.draw(1, width, generator)[0]), self.eps)
+
+
+@dataclass(frozen=True)
+class FreshTeachers:
+    """A fresh orthogonal teacher for every sequence."""
+
+    def change(self, teacher: TeacherLaw, width: int, seed: int) -> Orthogonal:
+        """Forgets the task's own law."""
+        return Orthogonal()
+
+
+@dataclass(frozen=True)
+class OtherSpectrum:
+    """Teachers of another spectrum."""
+
+    eigenvalues: tuple[float, ...] = (1.0, -1.0, 0.9, -0.9, 0.7)
+
+    def change(self, teacher: TeacherLaw, width: int, seed: int) -> GivenSpectrum:
+        """Keeps only the width."""
+        return GivenSpectrum(self.eigenvalues)
+
+
+class _Taught(Protocol):
+    @property
+    def teacher(self) -> TeacherLaw: ...
+
+
+TaskT = TypeVar("TaskT", bound=_Taught)
+
+
+def under(task: TaskT, law: InputLaw, width: int, seed: int = 0) -> TaskT:
+    """The task under another input law."""
+    changed: TaskT = replace(task, teacher=law.change(task.teacher, width, seed))  # type: ignore[type-var]
+    return changed
