@@ -34,13 +34,16 @@ class InContextProblem:
     first: int
 
     def with_swapped_context(self) -> "InContextProblem":
-        """The pairs of the preceding sequence in the batch under the own query: a null for a learner."""
+        """The preceding sequence's pairs under the own query: a null for a learner."""
         return replace(self, keys=self.keys.roll(1, 0), values=self.values.roll(1, 0))
 
     def of_another_sequence(self) -> "InContextProblem":
-        """The whole problem of the preceding sequence in the batch: a null for anything read from a model."""
+        """The preceding sequence's whole problem: a null for anything read from a model."""
         return InContextProblem(
-            *(t.roll(1, 0) for t in (self.keys, self.values, self.queries, self.targets)),
+            keys=self.keys.roll(1, 0),
+            values=self.values.roll(1, 0),
+            queries=self.queries.roll(1, 0),
+            targets=self.targets.roll(1, 0),
             oracle=self.oracle.roll(1, 0),
             first=self.first,
         )

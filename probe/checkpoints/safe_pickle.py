@@ -43,7 +43,7 @@ class _Dtype:
             self.order = state[1]
 
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(self.order)
+        return np.dtype(self.order + self.code)
 
 
 class _Array:
@@ -71,7 +71,7 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object) -> _A
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(raw):
         raise _Forbidden(f"array of shape {list(shape)} with {len(raw)} bytes")
-    flat = np.frombuffer(bytes(raw), kind).astype(kind.newbyteorder("="))
+    flat = np.frombuffer(bytes(raw), kind).astype(np.dtype(dtype.code))
     array = _Array()
     array.value = flat.reshape(shape, order="F" if order == "F" else "C")
     return array
@@ -101,7 +101,7 @@ _ALLOWED = {
 
 
 # The reader written in Python, since the one in C sizes its memo by an index from the file.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> object:
         try:
             return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]

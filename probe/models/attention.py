@@ -29,8 +29,14 @@ class AttentionKind(Protocol):
     """Describes a kind of attention and builds its mixer."""
 
     kind: ClassVar[str]
-    heads: int
-    d_head: int
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
 
     def build(self) -> Mixer:
         """A fresh mixer with its own parameters, if it has any."""
@@ -145,7 +151,9 @@ class Attention(nn.Module):
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_z = HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"]
+    ) -> Float[Tensor, "batch time d_model"]:
         """The attention output, without the residual."""
         placed = self._place(x)
         q = self.hook_q(self._normalise("q", _project(placed, self.W_Q)))

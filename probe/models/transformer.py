@@ -106,7 +106,9 @@ class Mlp(nn.Module):
         self.W_out = nn.Parameter(torch.empty(d_mlp, d_model))
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"]
+    ) -> Float[Tensor, "batch time d_model"]:
         """The MLP's output, without the residual."""
         hidden = self.hook_pre(x @ self.W_in)
         return self.hook_post(nn.functional.gelu(hidden, approximate="tanh")) @ self.W_out
@@ -123,7 +125,9 @@ class Block(nn.Module):
         self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
         self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"]
+    ) -> Float[Tensor, "batch time d_model"]:
         """The stream after the block, clipped."""
         x = self.hook_resid_pre(x)
         x = x + self.hook_attn_out(self.attn(x))
@@ -146,7 +150,9 @@ class SequenceTransformer(HookedRootModule):  # type: ignore[misc]
         self.hook_embed, self.hook_resid_final = HookPoint(), HookPoint()
         self.setup()
 
-    def forward(self, tokens: Float[Tensor, "batch time d_in"]) -> Float[Tensor, "batch time d_out"]:
+    def forward(
+        self, tokens: Float[Tensor, "batch time d_in"]
+    ) -> Float[Tensor, "batch time d_out"]:
         """Predictions at every position."""
         x = tokens if self.W_E is None else tokens @ self.W_E
         if self.config.masked:

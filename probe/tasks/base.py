@@ -21,7 +21,7 @@ class Sequences:
         tokens: What the model reads.
         observations: s_0 .. s_T; the target at position t is s_{t+1}.
         oracle: Expectation of s_{t+1} for one who knows the teacher and the hidden state.
-        features: What the teacher acts on linearly: the observation itself where dynamics are linear.
+        features: What the teacher acts on linearly; the observation itself in linear dynamics.
         teachers: The hidden matrix W of each sequence.
         clipped_share: Share of entries that the task's clip has changed.
     """

@@ -35,7 +35,7 @@ class Orthogonal:
     def draw(
         self, count: int, width: int, generator: torch.Generator
     ) -> Float[Tensor, "batch width width"]:
-        """QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007, eq. 5.12)."""
+        """QR of a Gaussian matrix with its signs made uniform (Mezzadri 2007, eq. 5.12)."""
         q, r = torch.linalg.qr(normal(generator, count, width, width))
         return q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
 

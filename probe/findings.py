@@ -1,0 +1,212 @@
+"""What analyses hand on: findings with their numbers, tables and figures. Reports read nothing else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+Outcome = Literal["supports", "contradicts", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with its 95 % interval, where it has one, and what it means."""
+
+    value: float
+    definition: str
+    lo: float | None = None
+    hi: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that a user may want to plot again; written as tables/NAME.csv."""
+
+    name: str
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line with its band. `role` decides how it is drawn: model, theory or control."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    lo: Sequence[float] | None = None
+    hi: Sequence[float] | None = None
+    role: Literal["model", "theory", "control"] = "model"
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over a common axis."""
+
+    name: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Values on a grid; `values[row][column]` belongs to `y[row]` and `x[column]`."""
+
+    name: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    value_label: str
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """One value with its interval per row, best first."""
+
+    name: str
+    title: str
+    caption: str
+    x_label: str
+    labels: tuple[str, ...]
+    values: tuple[float, ...]
+    lo: tuple[float, ...]
+    hi: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Small line charts side by side with common axes."""
+
+    name: str
+    title: str
+    caption: str
+    charts: tuple[LineChart, ...]
+
+
+Figure = LineChart | HeatMap | IntervalChart | Panels
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer of one analysis to its question.
+
+    Attributes:
+        analysis: Name of the analysis.
+        question: What it asks.
+        outcome: Whether the answer supports that the model runs a learning algorithm.
+        statement: The answer in one or two sentences.
+        metrics: Its numbers.
+        controls: The same numbers where nothing should be found.
+        does_not_show: What must not be concluded.
+        tables: Rows behind the numbers.
+        figures: Drawings of them.
+    """
+
+    analysis: str
+    question: str
+    outcome: Outcome
+    statement: str
+    metrics: Mapping[str, Metric]
+    controls: Mapping[str, Metric]
+    does_not_show: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A check of the instrument itself: what it must read, what it read, whether that is right."""
+
+    name: str
+    must_read: str
+    reads: str
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence supports. The fields up to `instruments_ok` are those of results.json.
+
+    Attributes:
+        algorithm_class: first_order, least_squares, kernel, context_free, copy, lookup, mixture,
+            unexplained or inconclusive.
+        family: The simplest member of the equivalent set.
+        degree: Degree of the polynomial for first_order; None otherwise.
+        parameters: Fitted constants of the family.
+        equivalent: Families whose held-out R^2 is within the margin of the best.
+        undecided: Families that the data can neither accept nor reject.
+        evidence_level: 0 none, 1 behavioural, 2 representational, 3 causal.
+        distance_to_margin: How far the deciding number is from its threshold, in R^2.
+        statement: The verdict in one sentence.
+        instruments_ok: Whether every instrument read what it must.
+        instruments: The instruments.
+        scope: The input law and positions for which the verdict holds.
+    """
+
+    algorithm_class: str
+    family: str
+    degree: int | None
+    parameters: Mapping[str, float]
+    equivalent: tuple[str, ...]
+    undecided: tuple[str, ...]
+    evidence_level: int
+    distance_to_margin: float
+    statement: str
+    instruments_ok: bool
+    instruments: tuple[Instrument, ...]
+    scope: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The mesa-layer fitted on the fit split, beside the model.
+
+    Attributes:
+        ridge: Its lambda.
+        loss: Its loss, 1/2 mean squared norm over positions.
+        model_loss: The model's loss on the same sequences.
+        excess_of_model: Model's loss minus the reference's, paired by sequence.
+        excess_lo: Lower end of the 95 % interval.
+        excess_hi: Upper end.
+        agreement_r2: 1 - sum |model - reference|^2 / sum |model|^2.
+        error_r2: 1 - sum |model - reference|^2 / sum |model - oracle|^2.
+    """
+
+    ridge: float
+    loss: float
+    model_loss: float
+    excess_of_model: float
+    excess_lo: float
+    excess_hi: float
+    agreement_r2: float
+    error_r2: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run has found; the report writers see nothing else.
+
+    Attributes:
+        subject: name, format, sha256, layers, parameters.
+        task: name, params, sequences, seed.
+        verdict: The verdict.
+        reference: The fitted mesa-layer, where the task allows one.
+        findings: One per analysis, in the order of the report.
+        run: Wall time, device, host, versions: what does not follow from the inputs.
+    """
+
+    subject: Mapping[str, object]
+    task: Mapping[str, object]
+    verdict: Verdict
+    reference: Reference | None
+    findings: tuple[Finding, ...]
+    run: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,282 @@
+"""One pass over the data feeds all stages on all views.
+
+A stage maps a batch to sums; the sweep adds the sums up. On the fit split sums are kept in folds,
+so that penalties can be chosen without another pass; on the test split they are kept in blocks of
+sequences, and every interval resamples blocks. Sums are added in the order of the shards, and each
+shard has its own random stream and one thread, so the bits do not depend on batch size or workers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from threading import local
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from probe.capture import Capture
+from probe.errors import InputError
+from probe.models.transformer import SequenceTransformer
+from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
+from probe.sampling import generator_for
+from probe.tasks.base import Sequences, Task, shifted
+
+FOLDS = 4
+BLOCKS = 64
+SHARD = 256
+PILOT, FIT, TEST = range(3)
+
+Sums = dict[str, Tensor]
+
+
+class Context:
+    """A sample and what follows from it; computed at most once, shared by all stages and views."""
+
+    def __init__(self, sequences: Sequences, problem: InContextProblem):
+        self.sequences, self.problem = sequences, problem
+
+    @cached_property
+    def moments(self) -> PrefixMoments:
+        """G_t and C_t."""
+        return prefix_moments(self.problem)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Eigendecomposition of every G_t with the queries in its basis."""
+        return spectrum(self.moments, self.problem.queries)
+
+    @cached_property
+    def swapped(self) -> "Context":
+        """The pairs of another sequence under the own query."""
+        return Context(self.sequences, self.problem.with_swapped_context())
+
+    @cached_property
+    def another(self) -> "Context":
+        """Another sequence altogether."""
+        fields = vars(self.sequences).items()
+        rolled: Any = {name: t.roll(1, 0) for name, t in fields if isinstance(t, Tensor)}
+        return Context(replace(self.sequences, **rolled), self.problem.of_another_sequence())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a stage sees: one shard through one view.
+
+    Attributes:
+        context: The problem and what follows from it.
+        capture: What the view's model did.
+        blocks: The block of each sequence.
+    """
+
+    context: Context
+    capture: Capture
+    blocks: Int[Tensor, " batch"]
+
+    def by_block(self, per_sequence: Tensor) -> Tensor:
+        """Sums a quantity of shape (batch, ...) over the sequences of each block, in float64."""
+        sums = torch.zeros(BLOCKS, *per_sequence.shape[1:], dtype=torch.float64)
+        return sums.index_add_(0, self.blocks, per_sequence.double())
+
+
+class Stage(Protocol):
+    """One measurement. Frozen, and equal to another stage if it measures the same: run once."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that it runs on."""
+
+    @property
+    def folds(self) -> int:
+        """The folds of fit sums that it wants kept."""
+
+    def fit(self, batch: Batch) -> Sums:
+        """Sums over a shard of the fit split, of fixed shapes."""
+
+    def learn(self, sums: Sums) -> Any:
+        """A small frozen result from fit sums, which have a leading axis of folds."""
+
+    def test(self, batch: Batch, learned: Any) -> Sums:
+        """Sums over a shard of the test split, with a leading axis of BLOCKS."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stage learned on the fit split, and its test sums by block."""
+
+    learned: Any
+    sums: Sums
+
+
+View = Callable[[Context, Mapping[str, Capture]], tuple[Context, Capture]]
+Results = Mapping[tuple[Stage, str], Measured]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many sequences, and from which seed.
+
+    Raises:
+        InputError: Too few sequences for a fit, a test and their intervals.
+    """
+
+    task: Task
+    sequences: int
+    seed: int
+    batch_size: int = SHARD
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Half of the sequences fit, half test; every block needs at least two of each."""
+        least = 4 * BLOCKS
+        if self.sequences < least:
+            raise InputError(
+                f"--sequences {self.sequences}: too few; half of them fit and half test, "
+                f"and {least} are the least from which intervals can be stated"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: must lie between 0 and 2^32 - 1")
+        if self.batch_size < 1 or self.workers < 1:
+            raise InputError("batch size and workers must be at least 1")
+
+    def shards(self, split: int) -> list[tuple[int, int]]:
+        """(first sequence, count) of each shard; at least FOLDS shards, at most SHARD long."""
+        count = self.sequences - self.sequences // 2 if split == FIT else self.sequences // 2
+        number = max(FOLDS, -(-count // SHARD))
+        edges = [count * i // number for i in range(number + 1)]
+        return [(first, after - first) for first, after in pairwise(edges)]
+
+    def draw(self, split: int, shard: int, count: int) -> Sequences:
+        """The sequences of one shard."""
+        return self.task.sample(count, generator_for(self.seed, split, shard))
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: int
+    shard: int
+    start: int
+    count: int
+
+
+class Sweep:
+    """Runs stages over both splits.
+
+    Args:
+        plan: The data.
+        models: Models by name; every shard is forwarded once through each.
+        views: For each view, how to see a shard and the captures.
+        forward: How a model is run on a batch of tokens.
+        progress: Called with (shards done, shards in all).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Mapping[str, SequenceTransformer],
+        views: Mapping[str, View],
+        forward: Callable[[SequenceTransformer, Tensor, int], Capture],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self.plan, self.models, self.views = plan, models, views
+        self.forward, self.progress = forward, progress
+        self._local = local()
+        self.clipped_share = 0.0
+
+    def run(self, stages: tuple[Stage, ...]) -> Results:
+        """Fits all stages on the fit split, then scores them on the test split."""
+        keys = [(stage, view) for stage in dict.fromkeys(stages) for view in stage.views]
+        fit_sums = self._reduce(FIT, keys, {})
+        learned = {key: key[0].learn(fit_sums.pop(key)) for key in keys}
+        test_sums = self._reduce(TEST, keys, learned)
+        return {key: Measured(learned[key], test_sums[key]) for key in keys}
+
+    def _reduce(
+        self, split: int, keys: list[tuple[Stage, str]], learned: Mapping[tuple[Stage, str], Any]
+    ) -> dict[tuple[Stage, str], Sums]:
+        totals: dict[tuple[Stage, str], Sums] = {key: {} for key in keys}
+        jobs = [
+            _Job(split, i, start, count) for i, (start, count) in enumerate(self.plan.shards(split))
+        ]
+        clipped = 0.0
+        for done, (job, shares, results) in enumerate(self._map(jobs, keys, learned)):
+            clipped += shares * job.count
+            for key, sums in results.items():
+                fold = job.shard % key[0].folds
+                _add(totals[key], sums, fold if split == FIT else None, key[0].folds)
+            self.progress((split == TEST) * len(jobs) + done + 1, 2 * len(jobs))
+        self.clipped_share = max(self.clipped_share, clipped / sum(job.count for job in jobs))
+        return totals
+
+    def _map(
+        self,
+        jobs: list[_Job],
+        keys: list[tuple[Stage, str]],
+        learned: Mapping[tuple[Stage, str], Any],
+    ) -> Iterator[tuple[_Job, float, dict[tuple[Stage, str], Sums]]]:
+        """Runs jobs on the workers; yields in the order of the shards, few at a time."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(self.plan.workers) as pool:
+                for first in range(0, len(jobs), self.plan.workers):
+                    group = jobs[first : first + self.plan.workers]
+                    running = [pool.submit(self._measure, job, keys, learned) for job in group]
+                    for job, future in zip(group, running, strict=True):
+                        yield (job, *future.result())
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        job: _Job,
+        keys: list[tuple[Stage, str]],
+        learned: Mapping[tuple[Stage, str], Any],
+    ) -> tuple[float, dict[tuple[Stage, str], Sums]]:
+        sequences = self.plan.draw(job.split, job.shard, job.count)
+        context = Context(sequences, self.plan.task.problem(sequences))
+        captures = {
+            name: self.forward(model, sequences.tokens, self.plan.batch_size)
+            for name, model in self._models().items()
+        }
+        blocks = (job.start + torch.arange(job.count)) % BLOCKS
+        batches = {
+            name: Batch(*view(context, captures), blocks) for name, view in self.views.items()
+        }
+        if job.split == FIT:
+            sums = {(stage, view): stage.fit(batches[view]) for stage, view in keys}
+        else:
+            sums = {
+                (stage, view): stage.test(batches[view], learned[stage, view])
+                for stage, view in keys
+            }
+        return sequences.clipped_share, sums
+
+    def _models(self) -> dict[str, SequenceTransformer]:
+        """The worker's own copies, since hooks of concurrent forward passes would mix."""
+        if not hasattr(self._local, "models"):
+            self._local.models = {name: deepcopy(model) for name, model in self.models.items()}
+        models: dict[str, SequenceTransformer] = self._local.models
+        return models
+
+
+def _add(total: Sums, sums: Sums, fold: int | None, folds: int) -> None:
+    """Adds the sums of a shard in place: to one fold of the fit split, or to all blocks."""
+    for name, value in sums.items():
+        if name not in total:
+            shape = value.shape if fold is None else (folds, *value.shape)
+            total[name] = torch.zeros(shape, dtype=torch.float64)
+        (total[name] if fold is None else total[name][fold]).add_(value)
+
+
+def previous(observations: Tensor, lag: int, length: int) -> Tensor:
+    """The observation `lag` positions before each position; zeros before the start."""
+    current = observations[:, :length]
+    for _ in range(lag):
+        current = shifted(current)
+    return current

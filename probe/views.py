@@ -1,0 +1,51 @@
+"""The same subject seen otherwise: the controls and instruments of every run."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+
+from probe.capture import Capture, predictor_only
+from probe.mesa_layer import mesa_layer
+from probe.models.transformer import SequenceTransformer
+from probe.problem import InContextProblem
+from probe.sampling import generator_for
+from probe.sweep import Context, View
+
+SUBJECT = "subject"
+TWIN = "permuted_twin"
+SWAPPED = "swapped_context"
+ANOTHER = "another_sequence"
+PLANTED = "planted_mesa"
+
+
+def all_views(ridge: float) -> dict[str, View]:
+    """Every view; `ridge` is the lambda of the planted mesa-layer."""
+
+    def planted(context: Context, _: Mapping[str, Capture]) -> tuple[Context, Capture]:
+        return context, predictor_only(planted_mesa(context.problem, ridge))
+
+    return {
+        SUBJECT: lambda context, captures: (context, captures[SUBJECT]),
+        TWIN: lambda context, captures: (context, captures[TWIN]),
+        SWAPPED: lambda context, captures: (context.swapped, captures[SUBJECT]),
+        ANOTHER: lambda context, captures: (context.another, captures[SUBJECT]),
+        PLANTED: planted,
+    }
+
+
+def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:
+    """Predictions of the reference mesa-layer on a problem, in the problem's dtype."""
+    keys, values, queries = problem.keys[:, :, None], problem.values[:, :, None], problem.queries
+    return mesa_layer(keys, values, queries[:, :, None], torch.tensor([ridge]))[:, :, 0]
+
+
+@torch.no_grad()
+def permuted_twin(model: SequenceTransformer, seed: int) -> SequenceTransformer:
+    """The model with the entries of each trained matrix permuted: same sizes, nothing learned."""
+    twin = deepcopy(model)
+    generator = generator_for(seed, 1)
+    for parameter in twin.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return twin
