@@ -24,10 +24,10 @@ from probe.errors import InputError
 from probe.models.transformer import SequenceTransformer
 from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.sampling import generator_for
+from probe.statistics import BLOCKS
 from probe.tasks.base import Sequences, Task, shifted
 
 FOLDS = 4
-BLOCKS = 64
 SHARD = 256
 PILOT, FIT, TEST = range(3)
 

@@ -1,0 +1,1 @@
+"""Solvers: reference algorithms and nulls, one family per file."""
