@@ -16,6 +16,8 @@ from probe.errors import InputError
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class LoadedTensor:
@@ -131,7 +133,9 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
         if tuple(given[name].shape) != expected[name]:
             found = list(given[name].shape)
             problems.append(f"{name} has shape {found}, expected {list(expected[name])}")
-        elif not bool(given[name].isfinite().all()):
+        elif given[name].dtype not in _FLOATS:
+            problems.append(f"{name} holds {given[name].dtype}, expected floating-point numbers")
+        elif not bool(given[name].float().isfinite().all()):
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         shown = "; ".join(sorted(problems)[:6])
@@ -143,7 +147,10 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
 def _check_stream(path: Path, model: SequenceTransformer) -> None:
     """resid_pre + attn_out + mlp_out must equal resid_post in every block."""
     tokens = normal(generator_for(0), 2, 8, model.config.d_in).float()
-    _, cache = model.run_with_cache(tokens)
+    try:
+        _, cache = model.run_with_cache(tokens)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
     for layer, block in enumerate(model.blocks):
         parts = ["hook_resid_pre", "hook_attn_out"] + ["hook_mlp_out"] * (block.mlp is not None)
         total = sum(cache[f"blocks.{layer}.{part}"] for part in parts)

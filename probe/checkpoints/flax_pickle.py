@@ -1,6 +1,6 @@
 """Pickled Flax parameter trees as published with von Oswald et al. 2023; read without jax."""
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class FlaxPickle:
         described = find_preset(preset)
         name, _, member = path.name.partition("#")
         tree = _tree(path, read_pickle(path.with_name(name)), member)
-        weights = _translate(path, dict(_flatten(tree)), described.config)
+        weights = _translate(path, _flatten(path, tree), described.config)
         return build_subject(path, self.name, described.config, weights, described.task)
 
 
@@ -44,29 +44,49 @@ def _tree(path: Path, content: object, member: str) -> dict[str, Any]:
     if isinstance(content, dict) and not member and "params" in content:
         member = "params"
     if not isinstance(content, dict) or not isinstance(content.get(member), dict):
-        known = ", ".join(content) if isinstance(content, dict) else "none"
+        known = ", ".join(list(content)[:10]) if isinstance(content, dict) else "none"
         raise InputError(f"{path}: no parameter tree {member!r}; name one by FILE#TREE: {known}")
     tree: dict[str, Any] = content[member]
     return tree
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        path = f"{prefix}/{key}" if prefix else key
-        if isinstance(value, dict):
-            yield from _flatten(value, path)
-        else:
-            yield path, value
+def _flatten(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """The leaves by path.
+
+    Nothing may stand in the tree twice: a few shared dicts can make a tree without end.
+    """
+    leaves: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            leaf = prefix + key
+            if isinstance(value, dict | np.ndarray) and id(value) in seen:
+                raise InputError(f"{path}: {leaf} stands in the tree twice")
+            seen.add(id(value))
+            if isinstance(value, dict):
+                visit(value, f"{leaf}/")
+            elif leaf in leaves:
+                raise InputError(f"{path}: two leaves are called {leaf}")
+            else:
+                leaves[leaf] = value
+
+    visit(tree, "")
+    return leaves
 
 
 def _translate(path: Path, leaves: dict[str, Any], config: ModelConfig) -> Weights:
-    """Our tensors from the file's leaves; leaves that no tensor wants stay, and are then refused."""
+    """Our tensors from the file's leaves; those that no tensor wants are refused later."""
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for leaf, value in leaves.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             raise InputError(f"{path}: {leaf} is no array of floating-point numbers")
-        name, tensor = _rename(leaf, torch.from_numpy(value.astype(np.float32)), config)
+        with np.errstate(over="ignore"):  # what overflows is refused later, as not finite
+            numbers = torch.from_numpy(value.astype(np.float32))
+        name, tensor = _rename(leaf, numbers, config)
+        if name in tensors:
+            raise InputError(f"{path}: {leaf} and {sources[name]} are the same tensor {name}")
         tensors[name], sources[name] = tensor, leaf
     return Weights(tensors, sources)
 
@@ -89,7 +109,7 @@ def _locate(leaf: str, config: ModelConfig) -> tuple[int | None, str, str]:
         return 0, "hybrid", leaf.removeprefix("hybrid_block/")
     if leaf.startswith("tf_block/blocklist_"):
         index, _, part = leaf.removeprefix("tf_block/blocklist_").partition("/")
-        if index.isdigit():
+        if re.fullmatch("0|[1-9][0-9]{0,3}", index):
             return int(index) + config.projected, "list", part
     return None, "", leaf
 
@@ -103,6 +123,8 @@ def _rename_in_block(part: str, tensor: Tensor, block: BlockConfig) -> tuple[str
     if part in ("linear_0/kernel", "linear_2/kernel"):
         return ("mlp.W_in" if "0" in attention else "mlp.W_out"), tensor
     projection = leaf.removesuffix("/kernel")
+    if tensor.numel() == 0:
+        return part, tensor
     if projection in role and tensor.ndim == 2 and tensor.shape[1] % heads == 0:
         return f"attn.{role[projection]}", tensor.unflatten(1, (heads, -1)).transpose(0, 1)
     if projection == "o_proj" and tensor.ndim == 2 and tensor.shape[0] % heads == 0:

@@ -38,16 +38,25 @@ class NativeFolder:
         try:
             plain = json.loads((path / CONFIG).read_text())
             version, described, task = plain["version"], plain["model"], plain["task"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(f"{path / CONFIG}: {type(error).__name__}: {error}") from None
-        if version != VERSION:
-            raise InputError(f"{path / CONFIG}: version {version}, this program reads {VERSION}")
-        config = ModelConfig.from_dict(described)
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error!s:.160}"
+            raise InputError(f"{path / CONFIG}: {reason}") from None
+        if type(version) is not int or version != VERSION:
+            shown = f"{version!r:.40}"
+            raise InputError(f"{path / CONFIG}: version {shown}, this program reads {VERSION}")
+        if task is not None and not (isinstance(task, str) and task.isprintable()):
+            raise InputError(f"{path / CONFIG}: task must be a name or null")
+        try:
+            config = ModelConfig.from_dict(described)
+        except InputError as error:
+            raise InputError(f"{path / CONFIG}: {error}") from None
         try:
             tensors = load_file(path / WEIGHTS)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path / WEIGHTS}: {error}") from None
-        weights = Weights(tensors, {name: name for name in tensors})
+            raise InputError(f"{path / WEIGHTS}: {ascii(str(error))[1:-1]:.200}") from None
+        if unprintable := [name for name in tensors if not name.isprintable()]:
+            raise InputError(f"{path / WEIGHTS}: {len(unprintable)} tensors with unprintable names")
+        weights = Weights(tensors, {name: f"{name:.200}" for name in tensors})
         return build_subject(path.resolve(), self.name, config, weights, task)
 
 

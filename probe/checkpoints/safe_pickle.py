@@ -8,13 +8,17 @@ import io
 import math
 import pickle
 import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from probe.errors import InputError
 
+_LARGEST_SIDE = 2**40
+_LONGEST_KEY = 200
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 
@@ -34,7 +38,8 @@ class _Dtype:
 
     def __init__(self, code: object, *_flags: object):
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise _Forbidden(f"array of type {code!r}")
+            shown = ascii(code)[:40] if isinstance(code, str) else type(code).__name__
+            raise _Forbidden(f"array of type {shown}")
         self.code = code.lstrip("<>=|")
         self.order = code[0] if code[0] in "<>" else "="
 
@@ -63,7 +68,7 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object) -> _A
         isinstance(raw, bytes | bytearray)
         and isinstance(dtype, _Dtype)
         and isinstance(shape, tuple)
-        and all(type(side) is int and side >= 0 for side in shape)
+        and all(type(side) is int and 0 <= side < _LARGEST_SIDE for side in shape)
         and len(shape) <= 8
         and order in ("C", "F")
     ):
@@ -71,9 +76,9 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object) -> _A
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(raw):
         raise _Forbidden(f"array of shape {list(shape)} with {len(raw)} bytes")
-    flat = np.frombuffer(bytes(raw), kind).astype(np.dtype(dtype.code))
     array = _Array()
-    array.value = flat.reshape(shape, order="F" if order == "F" else "C")
+    # A view: a file that makes many arrays of the same bytes must not cost many times their memory.
+    array.value = np.frombuffer(raw, kind).reshape(shape, order="F" if order == "F" else "C")
     return array
 
 
@@ -100,16 +105,67 @@ _ALLOWED = {
 }
 
 
+_Step = Callable[[Any], None]
+_PARENT: Any = pickle._Unpickler
+
+
+def _refused(reader: Any) -> None:
+    raise _Forbidden("an object that is neither a container nor an array")
+
+
+def _build(reader: Any) -> None:
+    """Other objects are shared with the program, which a state from the file must not change."""
+    if type(reader.stack[-2]) not in (_Dtype, _Array):
+        raise _Forbidden("a state for an object that is no array")
+    reader.load_build()
+
+
+def _with_string_keys(build: _Step, keys: slice) -> _Step:
+    """Only strings are hashed: the hash of nested tuples has no bound in time or depth."""
+
+    def checked(reader: Any) -> None:
+        if any(type(key) is not str for key in reader.stack[keys]):
+            raise _Forbidden("a dictionary whose keys are no strings")
+        build(reader)
+
+    return checked
+
+
+def _bytearray(reader: Any) -> None:
+    """Reads, then allocates: the length in the file is not to be trusted."""
+    (length,) = struct.unpack("<Q", reader.read(8))
+    reader.append(bytearray(reader.read(min(length, reader.size))))
+
+
+_OBJECTS = (
+    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.EMPTY_SET, pickle.FROZENSET, pickle.ADDITEMS),
+    *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+)
+
+
 # The reader written in Python, since the one in C sizes its memo by an index from the file.
 class _Unpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, _Step]] = {
+        **_PARENT.dispatch,
+        **dict.fromkeys(b"".join(_OBJECTS), _refused),
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _bytearray,
+        pickle.DICT[0]: _with_string_keys(_PARENT.load_dict, slice(0, None, 2)),
+        pickle.SETITEM[0]: _with_string_keys(_PARENT.load_setitem, slice(-2, -1)),
+        pickle.SETITEMS[0]: _with_string_keys(_PARENT.load_setitems, slice(0, None, 2)),
+    }
+
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content))
+        self.size = len(content)
+
     def find_class(self, module: str, name: str) -> object:
         try:
             return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise _Forbidden(f"the global {module}.{name}") from None
-
-    def get_extension(self, code: int) -> None:
-        raise _Forbidden(f"the extension {code}")
+            shown = ascii(f"{module[:80]}.{name[:80]}")[1:-1]
+            raise _Forbidden(f"the global {shown}") from None
 
 
 def read_pickle(path: Path) -> Any:
@@ -119,13 +175,13 @@ def read_pickle(path: Path) -> Any:
         InputError: The file is damaged, or asks for a global that is not on the list.
     """
     try:
-        return _plain(_Unpickler(io.BytesIO(path.read_bytes())).load(), {})
+        return _plain(_Unpickler(path.read_bytes()).load(), {})
     except _Forbidden as error:
-        raise InputError(f"{path}: refused, the pickle asks for {error}") from None
+        raise InputError(f"{path}: refused, the pickle asks for {str(error)[:200]}") from None
     except RecursionError:
         raise InputError(f"{path}: refused, the pickle is nested too deeply") from None
     except Exception as error:  # a damaged pickle can make its reader fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = ascii(f"{type(error).__name__}: {error!s:.160}")[1:-1]
         raise InputError(f"{path}: not a readable pickle ({reason})") from None
 
 
@@ -137,7 +193,9 @@ def _plain(value: object, seen: dict[int, Any]) -> Any:
         return seen[id(value)]
     if isinstance(value, _Array) and value.value is not None:
         plain: Any = value.value
-    elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    elif isinstance(value, dict):
+        if not all(key.isprintable() and len(key) <= _LONGEST_KEY for key in value):
+            raise _Forbidden("a dictionary with unprintable or very long keys")
         plain = {key: _plain(item, seen) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         plain = [_plain(item, seen) for item in value]

@@ -5,7 +5,8 @@ and `hook_resid_post` = pre + attn + mlp; after that it is clipped, where the bl
 goes on to the next block. What reaches the read-out is `hook_resid_final`.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from transformer_lens.hook_points import HookPoint
 
 from probe.errors import InputError
 from probe.models.attention import KINDS, Attention, AttentionKind
+
+LARGEST_SIDE, MOST_BLOCKS = 100_000, 1_000  # of a model read from a file
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,15 @@ class BlockConfig:
     unit: tuple[str, ...] = ()
     d_mlp: int = 0
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no block can do."""
+        if self.positions % 2:
+            raise InputError(f"positions of odd width {self.positions}: sines and cosines pair up")
+        if unknown := set(self.unit) - {"q", "k", "v"}:
+            raise InputError(f"unit names {sorted(unknown)}; known: q, k, v")
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            raise InputError(f"clip is {self.clip}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,12 @@ class ModelConfig:
             raise InputError(
                 f"model without read-in: d_in {self.d_in} must equal d_model {self.d_model}"
             )
+        if not self.projected and self.d_out > self.d_model:
+            raise InputError(
+                f"model without read-out: d_out {self.d_out} exceeds d_model {self.d_model}"
+            )
+        if self.masked >= self.d_model:
+            raise InputError(f"masked {self.masked} leaves nothing of d_model {self.d_model}")
         if not self.blocks:
             raise InputError("model without blocks")
 
@@ -81,20 +99,72 @@ class ModelConfig:
         Raises:
             InputError: A field is missing, unknown or of the wrong kind.
         """
-        try:
-            blocks = tuple(_block_from_dict(block) for block in plain["blocks"])
-            return cls(**{**plain, "blocks": blocks})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"model description: {type(error).__name__}: {error}") from None
+        plain = _known_fields(plain, cls, "model", {"masked": 0})
+        blocks = plain["blocks"]
+        if not isinstance(blocks, list | tuple) or len(blocks) > MOST_BLOCKS:
+            raise InputError(f"model: blocks must be a list of at most {MOST_BLOCKS}")
+        if not isinstance(plain["projected"], bool):
+            raise InputError("model: projected must be true or false")
+        return cls(
+            d_in=_size(plain, "d_in"),
+            d_model=_size(plain, "d_model"),
+            d_out=_size(plain, "d_out"),
+            blocks=tuple(_block_from_dict(block) for block in blocks),
+            projected=plain["projected"],
+            masked=_size(plain, "masked", least=0),
+        )
 
 
-def _block_from_dict(plain: dict[str, Any]) -> BlockConfig:
-    attention = dict(plain["attention"])
-    kind = attention.pop("kind")
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of attention {kind!r}; known: {', '.join(KINDS)}")
-    unit = tuple(plain.get("unit", ()))
-    return BlockConfig(**{**plain, "attention": KINDS[kind](**attention), "unit": unit})
+def _known_fields(
+    plain: object, kind: type[Any], where: str, defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """The fields of a description, neither more nor fewer than `kind` has."""
+    if not isinstance(plain, dict):
+        raise InputError(f"{where}: expected an object with named fields")
+    filled = {**defaults, **plain}
+    names = {field.name for field in fields(kind)}
+    wrong = [f"missing {name}" for name in sorted(names - filled.keys())]
+    wrong += [f"unknown {name!r:.40}" for name in filled.keys() - names]
+    if wrong:
+        raise InputError(f"{where}: {'; '.join(wrong[:6])}")
+    return filled
+
+
+def _size(plain: dict[str, Any], name: str, least: int = 1) -> int:
+    """A whole number that can be a side of a tensor."""
+    value = plain[name]
+    if type(value) is not int or not least <= value <= LARGEST_SIDE:
+        expected = f"a whole number from {least} to {LARGEST_SIDE}"
+        raise InputError(f"model: {name} is {value!r:.40}, expected {expected}")
+    return value
+
+
+def _block_from_dict(plain: object) -> BlockConfig:
+    defaults = {"positions": 0, "unit": (), "d_mlp": 0, "clip": None}
+    plain = _known_fields(plain, BlockConfig, "block", defaults)
+    unit, clip = plain["unit"], plain["clip"]
+    if not isinstance(unit, list | tuple) or not all(isinstance(role, str) for role in unit):
+        raise InputError("block: unit must be a list of names")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float)):
+        raise InputError("block: clip must be a number or null")
+    if clip is not None and not abs(clip) < LARGEST_SIDE:
+        raise InputError(f"block: clip must be below {LARGEST_SIDE}")
+    return BlockConfig(
+        attention=_attention_from_dict(plain["attention"]),
+        positions=_size(plain, "positions", least=0),
+        unit=tuple(unit),
+        d_mlp=_size(plain, "d_mlp", least=0),
+        clip=None if clip is None else float(clip),
+    )
+
+
+def _attention_from_dict(plain: Any) -> AttentionKind:
+    kind = plain.get("kind") if isinstance(plain, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"unknown kind of attention {kind!r:.40}; known: {', '.join(KINDS)}")
+    described = {name: value for name, value in plain.items() if name != "kind"}
+    described = _known_fields(described, KINDS[kind], f"{kind} attention", {})
+    return KINDS[kind](_size(described, "heads"), _size(described, "d_head"))
 
 
 class Mlp(nn.Module):
