@@ -1,0 +1,1 @@
+"""Findings become HTML, Markdown, JSON, tables and figures; nothing else is read."""

@@ -1,0 +1,164 @@
+"""Figures as SVG text, one function per type."""
+
+import textwrap
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Panels
+from probe.report import lines, palette, svg
+from probe.report.axes import Array, array
+from probe.report.text import number
+
+_WIDTH = 7.4
+_CELLS_WITH_NUMBERS = 12
+_MOST_LABELS = 16
+# Lightness falls evenly, so that grey print keeps the order; neither end is lost on white or black.
+_SEQUENTIAL = ("#f6ecc9", "#8fc7a8", "#35909a", "#255d8c", "#2a2a63")
+_DIVERGING = ("#9c3d10", "#e0915a", "#f1efe9", "#4f9aa8", "#173f68")
+
+
+def render(figure: Figure) -> str:
+    """The figure as a standalone SVG: text as text, no date, the same bytes every time."""
+    with svg.drawing(figure.name):
+        return svg.to_svg(_draw(figure), figure.title)
+
+
+@singledispatch
+def _draw(figure: Figure) -> Canvas:
+    raise TypeError(f"no drawing for {type(figure).__name__}")
+
+
+@_draw.register
+def _(figure: LineChart) -> Canvas:
+    return lines.draw([figure])
+
+
+@_draw.register
+def _(figure: Panels) -> Canvas:
+    return lines.draw(figure.charts)
+
+
+@_draw.register
+def _(figure: HeatMap) -> Canvas:
+    values = np.array([array(row) for row in figure.values]).reshape(len(figure.y), len(figure.x))
+    height = float(np.clip(0.27 * len(figure.y) + 1.1, 1.8, 6))
+    canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
+    plot = canvas.subplots()
+    colors, norm, beyond = _color_scale(values)
+    image = plot.imshow(values, cmap=colors, norm=norm, aspect="auto", interpolation="none")
+    _label_cells(plot, figure)
+    if values.shape[1] <= _CELLS_WITH_NUMBERS:
+        _write_values(plot, values, norm)
+    bar = canvas.colorbar(image, ax=plot, pad=0.02, aspect=16, extend=beyond)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    bar.ax.tick_params(length=0)
+    bar.ax.grid(False)
+    bar.set_label(textwrap.fill(figure.value_label, 26), color=palette.MUTED.light)
+    return canvas
+
+
+@_draw.register
+def _(figure: IntervalChart) -> Canvas:
+    rows = len(figure.labels)
+    canvas = Canvas(figsize=(_WIDTH, 0.24 * rows + 0.8), layout="constrained")
+    plot = canvas.subplots()
+    values, lo, hi = (array(numbers) for numbers in (figure.values, figure.lo, figure.hi))
+    left, right = _fences(values, lo, hi)
+    plot.set(xlim=(left, right), ylim=(rows - 0.4, -0.6), xlabel=figure.x_label)
+    for row in range(rows):
+        _draw_interval(plot, row, values[row], (lo[row], hi[row]))
+    plot.set_yticks(range(rows), [textwrap.shorten(text, 44) for text in figure.labels])
+    plot.tick_params(axis="y", labelcolor=palette.INK.light)
+    plot.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    plot.grid(axis="y", visible=False)
+    plot.spines["left"].set_visible(False)
+    return canvas
+
+
+def _color_scale(values: Array) -> tuple[Colormap, Normalize, str]:
+    """Colours over the bulk of the values; a few extreme cells are cut off, and the bar says so."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        finite = np.array([0.0, 1.0])
+    lo, hi = float(finite.min()), float(finite.max())
+    low, high = np.quantile(finite, [0.05, 0.95])
+    spread = 2 * float(high - low)
+    bottom, top = max(lo, float(low) - spread), min(hi, float(high) + spread)
+    if bottom == top:
+        bottom, top = bottom - 0.5, top + 0.5
+    beyond = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}
+    extend = beyond[int(lo < bottom), int(hi > top)]
+    if bottom < -0.15 * top and top > 0:
+        reach = max(-bottom, top)
+        colors = LinearSegmentedColormap.from_list("diverging", _DIVERGING)
+        return colors, TwoSlopeNorm(0, -reach, reach), extend
+    return LinearSegmentedColormap.from_list("order", _SEQUENTIAL), Normalize(bottom, top), extend
+
+
+def _label_cells(plot: Axes, figure: HeatMap) -> None:
+    every = -(-len(figure.x) // _MOST_LABELS)
+    if every > 2:
+        every = -(-every // 5) * 5
+    columns, rows = range(0, len(figure.x), every), range(len(figure.y))
+    plot.set_xticks(columns, [figure.x[column] for column in columns])
+    plot.set_yticks(rows, [textwrap.shorten(label, 30) for label in figure.y])
+    plot.set(xlabel=figure.x_label, ylabel=figure.y_label)
+    plot.grid(False)
+    plot.tick_params(length=0)
+    plot.spines[:].set_visible(False)
+
+
+def _write_values(plot: Axes, values: Array, norm: Normalize) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            share = float(norm(value))
+            sequential = not isinstance(norm, TwoSlopeNorm)
+            light = share > 0.45 if sequential else abs(share - 0.5) > 0.3
+            color = "#fdfdfd" if light else "#1a1a1a"
+            plot.text(
+                column, row, number(float(value)), ha="center", va="center", color=color, fontsize=8
+            )
+
+
+def _fences(values: Array, lo: Array, hi: Array) -> tuple[float, float]:
+    """Limits around the bulk of the rows: one diverged family must not flatten all others."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    first, third = np.quantile(known, [0.25, 0.75])
+    reach = 1.5 * (third - first)
+    ends = np.concatenate([known, lo[np.isfinite(lo)], hi[np.isfinite(hi)]])
+    left, right = max(ends.min(), first - reach), min(ends.max(), third + reach)
+    margin = 0.04 * (right - left) or 0.05
+    return float(left - margin), float(right + margin)
+
+
+def _draw_interval(plot: Axes, row: int, value: float, ends: tuple[float, float]) -> None:
+    """A dot with its whisker, an arrowhead where it lies beyond the axis, and the number beside."""
+    left, right = plot.get_xlim()
+    color = palette.MODEL[0].light if row == 0 else palette.MUTED.light
+    note: dict[str, Any] = {
+        "ha": "left",
+        "va": "center",
+        "fontsize": 8.5,
+        "color": palette.INK.light,
+    }
+    plot.annotate(
+        number(value), (1, row), (6, 0), xycoords=("axes fraction", "data"),
+        textcoords="offset points", fontweight="bold" if row == 0 else "normal", **note,
+    )  # fmt: skip
+    if not np.isfinite(value):
+        return
+    inside = left <= value <= right
+    marker = "o" if inside else ("<" if value < left else ">")
+    at = float(np.clip(value, left, right))
+    plot.plot(at, row, marker, color=color, markersize=5.5, markeredgewidth=0, clip_on=False)
+    if inside and np.isfinite(ends).all():
+        plot.plot(np.clip(ends, left, right), (row, row), color=color, lw=1.6, alpha=0.75)
