@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -63,6 +63,7 @@ class Weights:
     sources: Mapping[str, str]
 
 
+@runtime_checkable
 class Format(Protocol):
     """Reads one kind of checkpoint."""
 

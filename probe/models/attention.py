@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ class Mixer(nn.Module):
         raise NotImplementedError(type(self).__name__)
 
 
+@runtime_checkable
 class AttentionKind(Protocol):
     """Describes a kind of attention and builds its mixer."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ class Sequences:
     clipped_share: float
 
 
+@runtime_checkable
 class Task(Protocol):
     """Samples sequences and states their in-context problem."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from probe.tasks.base import Sequences, shifted
 from probe.tasks.teachers import Contracting, Fixed, GivenSpectrum, Orthogonal, TeacherLaw
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How states become tokens."""
 

@@ -1,7 +1,7 @@
 """Laws of the hidden matrix W, and the input laws that change them."""
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from probe.sampling import generator_for, normal, uniform
 
 
+@runtime_checkable
 class TeacherLaw(Protocol):
     """Draws hidden matrices."""
 
@@ -110,6 +111,7 @@ class Nudged:
         return self.base.draw(count, width, generator) @ turn
 
 
+@runtime_checkable
 class InputLaw(Protocol):
     """Changes the law of the teacher; a verdict holds for the law under which it was found."""
 
@@ -160,6 +162,7 @@ class OtherSpectrum:
         return GivenSpectrum(self.eigenvalues)
 
 
+@runtime_checkable
 class _Taught(Protocol):
     @property
     def teacher(self) -> TeacherLaw: ...

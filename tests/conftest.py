@@ -1,0 +1,89 @@
+"""Fixtures. `probe` is imported inside them, so that shapes and types are checked in the tests."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from probe.models.transformer import ModelConfig, SequenceTransformer
+    from probe.tasks.linear_dynamics import LinearDynamics
+
+settings.register_profile(
+    "mesaprobe",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("mesaprobe")
+torch.set_num_threads(1)
+
+TINY_HEADS, TINY_WIDTH, TINY_D_HEAD = 2, 3, 4
+
+
+@pytest.fixture(scope="session")
+def paper_data() -> Path:
+    """The folder of published checkpoints and results."""
+    place = os.environ.get("MESAPROBE_PAPER_DATA")
+    if not place:
+        pytest.skip("MESAPROBE_PAPER_DATA does not point to the published experiment_results")
+    folder = Path(place)
+    if not folder.is_dir():
+        pytest.skip(f"MESAPROBE_PAPER_DATA: no folder {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_task() -> "LinearDynamics":
+    """Linear dynamics with 3 channels and 12 positions."""
+    from probe.tasks.linear_dynamics import LinearDynamics
+    from probe.tasks.teachers import Orthogonal
+
+    return LinearDynamics("small", Orthogonal(), width=TINY_WIDTH, length=12)
+
+
+@pytest.fixture(scope="session")
+def small_constructed_task(small_task: "LinearDynamics") -> "LinearDynamics":
+    """The small task on constructed tokens."""
+    from probe.tasks.linear_dynamics import ConstructedTokens
+
+    return replace(small_task, name="small-constructed", layout=ConstructedTokens())
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> "Callable[[str], ModelConfig]":
+    """Shape of a two-block model of one kind of attention, with every option switched on."""
+    from probe.models.attention import KINDS
+    from probe.models.transformer import BlockConfig, ModelConfig
+
+    def build(kind: str) -> ModelConfig:
+        attention = KINDS[kind](TINY_HEADS, TINY_D_HEAD)
+        blocks = (
+            BlockConfig(attention, positions=6, d_mlp=5, clip=2.0),
+            BlockConfig(attention, unit=("q", "k")),
+        )
+        return ModelConfig(TINY_WIDTH, 6, TINY_WIDTH, blocks, projected=True)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model(
+    tiny_config: "Callable[[str], ModelConfig]",
+) -> "Callable[[str], SequenceTransformer]":
+    """A random model of one kind of attention: "linear", "softmax" or "mesa"."""
+    from probe.models.transformer import SequenceTransformer
+    from probe.sampling import generator_for
+
+    def build(kind: str, seed: int = 0) -> SequenceTransformer:
+        model = SequenceTransformer(tiny_config(kind))
+        model.initialise(0.4, generator_for(seed))
+        return model.eval().requires_grad_(False)
+
+    return build
