@@ -1,5 +1,7 @@
 """Labels written beside the lines that they name, where there is room."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.text import Text
@@ -9,6 +11,10 @@ from probe.report.svg import HALO
 
 _GAP = 3.0
 _CLEARANCE = 1.5
+_ENOUGH = 8.0
+_APART = 9.0
+_STRIDE = 10
+_LIFTS = (0.0, 4.0, 8.0, 13.0)
 _DENSE = 600
 
 
@@ -18,33 +24,37 @@ class LabelSpace:
     Args:
         axes: Axes whose limits and layout are final.
         lines: x and y of every line in data coordinates.
+        color: Colour of the labels.
     """
 
-    def __init__(self, axes: Axes, lines: list[tuple[Array, Array]]):
+    def __init__(self, axes: Axes, lines: Sequence[tuple[Array, Array]], color: str):
         self.axes = axes
-        self.obstacles = np.concatenate(
-            [self._on_screen(x, y) for x, y in lines] or [np.empty((0, 2))]
-        )
+        self.color = color
+        self.lines = [self._on_screen(x, y) for x, y in lines]
+        self.labels = np.empty((0, 2))
         self.frame = axes.get_window_extent()
 
-    def place(self, label: str, x: Array, y: Array, color: str) -> bool:
-        """Writes the label at the freest place along the line; False if there is none."""
-        text = self.axes.text(0, 0, label, color=color, fontsize=8, ha="center", va="center")
+    def place(self, label: str, at: int) -> bool:
+        """Names line `at` where it runs apart from all others; False if there is no room."""
+        text = self.axes.text(0, 0, label, color=self.color, fontsize=8, ha="center", va="center")
         text.set_gid(HALO)
         text.set_in_layout(False)
         box = text.get_window_extent()
         half = np.array([box.width, box.height]) / 2
-        candidates = self._candidates(self._on_screen(x, y), half)
-        if not len(candidates):
-            text.remove()
-            return False
-        clearance = np.array([self._clearance(center, half) for center in candidates])
-        best = int(clearance.argmax())
-        if clearance[best] < _CLEARANCE:
-            text.remove()
-            return False
-        self._move(text, candidates[best], half)
-        return True
+        line = self.lines[at][::_STRIDE]
+        others = np.concatenate([self.labels, *self.lines[:at], *self.lines[at + 1 :]])
+        apart = line[_nearest(line, others, np.zeros(2)) > _APART] if len(others) else line
+        obstacles = np.concatenate([others, self.lines[at]])
+        for lift in _LIFTS:
+            centers = self._candidates(apart, half, lift)
+            clearance = _nearest(centers, obstacles, half)
+            if clearance.size and clearance.max() >= _CLEARANCE:
+                # The middle of the places that are free enough, not the very freest.
+                free = np.flatnonzero(clearance >= min(clearance.max(), _ENOUGH))
+                self._move(text, centers[free[len(free) // 2]], half)
+                return True
+        text.remove()
+        return False
 
     def _on_screen(self, x: Array, y: Array) -> Array:
         """The line as dense points in pixels."""
@@ -56,20 +66,22 @@ class LabelSpace:
         at = np.arange(len(points))
         return np.column_stack([np.interp(steps, at, points[:, k]) for k in (0, 1)])
 
-    def _candidates(self, line: Array, half: Array) -> Array:
+    def _candidates(self, line: Array, half: Array, lift: float) -> Array:
         """Centres above and below the line whose boxes lie inside the frame."""
-        shift = np.array([0.0, half[1] + _GAP])
-        centers = np.concatenate([line[::10] + shift, line[::10] - shift])
+        shift = np.array([0.0, half[1] + _GAP + lift])
+        centers = np.concatenate([line + shift, line - shift])
         lowest = np.array([self.frame.x0, self.frame.y0]) + half + 1
         highest = np.array([self.frame.x1, self.frame.y1]) - half - 1
         return centers[((centers >= lowest) & (centers <= highest)).all(1)]
 
-    def _clearance(self, center: Array, half: Array) -> float:
-        """Distance in pixels from the box to the nearest line; 0 if one runs through it."""
-        outside = np.maximum(np.abs(self.obstacles - center) - half, 0)
-        return float(np.hypot(*outside.T).min())
-
     def _move(self, text: Text, center: Array, half: Array) -> None:
         text.set_position(tuple(self.axes.transData.inverted().transform(center)))
         grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 21)] * 2), -1).reshape(-1, 2)
-        self.obstacles = np.concatenate([self.obstacles, center + grid * half])
+        self.labels = np.concatenate([self.labels, center + grid * half])
+
+
+def _nearest(centers: Array, points: Array, half: Array) -> Array:
+    """Distance in pixels from the box around each centre to the nearest point; 0 if inside."""
+    outside = np.maximum(np.abs(points - centers[:, None]) - half, 0)
+    distances: Array = np.hypot(outside[..., 0], outside[..., 1]).min(axis=1)
+    return distances

@@ -123,7 +123,13 @@ def _write_values(plot: Axes, values: Array, norm: Normalize) -> None:
             light = share > 0.45 if sequential else abs(share - 0.5) > 0.3
             color = "#fdfdfd" if light else "#1a1a1a"
             plot.text(
-                column, row, number(float(value)), ha="center", va="center", color=color, fontsize=8
+                column,
+                row,
+                f"{value:.2f}".replace("-", "−"),
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=8,
             )
 
 
@@ -135,9 +141,15 @@ def _fences(values: Array, lo: Array, hi: Array) -> tuple[float, float]:
     first, third = np.quantile(known, [0.25, 0.75])
     reach = 1.5 * (third - first)
     ends = np.concatenate([known, lo[np.isfinite(lo)], hi[np.isfinite(hi)]])
-    left, right = max(ends.min(), first - reach), min(ends.max(), third + reach)
+    inside = ends[(ends >= first - reach) & (ends <= third + reach)]
+    left, right = inside.min(), inside.max()
     margin = 0.04 * (right - left) or 0.05
     return float(left - margin), float(right + margin)
+
+
+def _short(value: float) -> str:
+    """Three decimals, so that the numbers of a column can be compared at a glance."""
+    return f"{value:.3f}".replace("-", "−") if abs(value) < 1000 else number(value)
 
 
 def _draw_interval(plot: Axes, row: int, value: float, ends: tuple[float, float]) -> None:
@@ -151,7 +163,7 @@ def _draw_interval(plot: Axes, row: int, value: float, ends: tuple[float, float]
         "color": palette.INK.light,
     }
     plot.annotate(
-        number(value), (1, row), (6, 0), xycoords=("axes fraction", "data"),
+        _short(value), (1, row), (6, 0), xycoords=("axes fraction", "data"),
         textcoords="offset points", fontweight="bold" if row == 0 else "normal", **note,
     )  # fmt: skip
     if not np.isfinite(value):

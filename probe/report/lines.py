@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Stroke:
     dashes: tuple[float, ...] = ()
     marker: str = ""
     order: float = 3
+    band: float = 0.16
 
 
 def draw(charts: Sequence[LineChart]) -> Canvas:
@@ -64,8 +65,9 @@ def choose_strokes(series: Sequence[Series]) -> dict[str, Stroke]:
         for role in ("model", "theory", "control")
     }
     inks = palette.model_inks(len(by_role["model"]))
+    band = 0.16 if len(inks) <= len(palette.MODEL) else 0.08
     strokes = {
-        label: Stroke(ink.light, 1.8, marker=_MARKERS[at % len(_MARKERS)], order=4)
+        label: Stroke(ink.light, 1.8, marker=_MARKERS[at % len(_MARKERS)], order=4, band=band)
         for at, (label, ink) in enumerate(zip(by_role["model"], inks, strict=True))
     }
     for at, label in enumerate(by_role["theory"]):
@@ -86,7 +88,7 @@ def _draw_lines(plot: Axes, series: Sequence[Series], strokes: Mapping[str, Stro
         plot.add_line(_line(stroke, x, y, (at % every, every)))
         if line.lo is not None and line.hi is not None:
             lo, hi = scales.array(line.lo), scales.array(line.hi)
-            plot.fill_between(x, lo, hi, color=stroke.color, alpha=0.16, lw=0, zorder=1)
+            plot.fill_between(x, lo, hi, color=stroke.color, alpha=stroke.band, lw=0, zorder=1)
 
 
 def _line(
@@ -96,7 +98,7 @@ def _line(
     style: Any = (0, stroke.dashes) if stroke.dashes else "-"
     return Line2D(
         x, y, color=stroke.color, linewidth=stroke.width, linestyle=style, zorder=stroke.order,
-        marker=stroke.marker, markersize=4, markeredgewidth=0, markevery=every,
+        marker=stroke.marker, markersize=4.6, markeredgewidth=0, markevery=every,
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def _set_scales(plots: Sequence[Axes], charts: Sequence[LineChart]) -> None:
     log_y = charts[0].log_y and bool(scales.plottable([s.y for s in series], True).size)
     x, y = scales.limits_of_x(series, log_x), scales.limits_of_y(series, log_y)
     whole = all(float(value).is_integer() for line in series for value in line.x)
-    most = 8 if len(charts) == 1 else 5
+    most = 8 if len(charts) == 1 else 4
     for plot in plots:
         if x is not None and y is not None:
             plot.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
@@ -132,19 +134,24 @@ def _label_theory(
     canvas: Canvas, plot: Axes, chart: LineChart, strokes: Mapping[str, Stroke]
 ) -> None:
     """Names theory lines where they run, if there is room; the key names the others."""
-    theory = [line for line in chart.series if line.role == "theory"]
-    named = frozenset(line.label for line in theory)
+    named = frozenset(line.label for line in chart.series if line.role == "theory")
     _draw_key(canvas, strokes, named)
     canvas.draw_without_rendering()
-    lines = [(scales.array(line.x), scales.array(line.y)) for line in chart.series]
-    space = LabelSpace(plot, lines)
+    lines = [*_edges(chart.series)]
+    space = LabelSpace(plot, [line[1:] for line in lines], palette.MUTED.light)
     placed = {
-        line.label
-        for line in theory
-        if space.place(line.label, scales.array(line.x), scales.array(line.y), palette.MUTED.light)
+        label for at, (label, *_) in enumerate(lines) if label in named and space.place(label, at)
     }
     if placed != named:
         _draw_key(canvas, strokes, frozenset(placed))
+
+
+def _edges(series: Sequence[Series]) -> Iterator[tuple[str, scales.Array, scales.Array]]:
+    """Every line under its label, and both edges of its band without one."""
+    for line in series:
+        for label, y in ((line.label, line.y), ("", line.lo), ("", line.hi)):
+            if y is not None:
+                yield label, scales.array(line.x), scales.array(y)
 
 
 def _draw_key(canvas: Canvas, strokes: Mapping[str, Stroke], omit: frozenset[str]) -> None:

@@ -1,0 +1,51 @@
+"""report.html: one file that needs no network and no script."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+import probe
+from probe.findings import Report
+from probe.report import content, palette, svg
+from probe.report.text import words
+
+_HERE = Path(__file__).parent
+
+
+def html(report: Report, drawings: Mapping[str, str]) -> str:
+    """The page, with the drawings (standalone SVG by figure name) set into it."""
+    return _template().render(
+        report=report,
+        verdict=report.verdict,
+        findings=content.in_order(report.findings),
+        content=content,
+        drawing={name: Markup(svg.inline(text)) for name, text in drawings.items()},
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        light=Markup(palette.css_variables("light")),
+        dark=Markup(palette.css_variables("dark")),
+        version=probe.__version__,
+    )
+
+
+def _unbroken(value: object) -> object:
+    """Keeps a number and its percent sign on one line."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.replace(" %", "\u00a0%")
+    return value
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_unbroken,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["words"] = words
+    return environment.get_template("report.html.jinja")
