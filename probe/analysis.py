@@ -21,6 +21,7 @@ class Setting:
         layers: Number of blocks.
         windows: The ranges of positions.
         knots: Knots of the response over the eigenvalues mu, ascending.
+        mu_top: The 99 % quantile of the eigenvalues.
         step_bound: 2 / q99 of the largest eigenvalue: above it gradient descent diverges.
         ridge: The lambda that minimises the pilot loss of least squares.
         protocol: held-out, or the name of a published protocol.
@@ -30,6 +31,7 @@ class Setting:
     layers: int
     windows: Windows
     knots: tuple[float, ...]
+    mu_top: float
     step_bound: float
     ridge: float
     protocol: str = "held-out"

@@ -43,9 +43,7 @@ def capture(
     wanted = {*stream, *updates}
     outputs, kept = [], []
     for part in tokens.split(batch_size):
-        output, cache = model.run_with_cache(
-            part, names_filter=lambda name: name in wanted, return_cache_object=False
-        )
+        output, cache = model.run_with_cache(part, names_filter=lambda name: name in wanted)
         outputs.append(output)
         kept.append(cache)
     layers = torch.stack([torch.cat([cache[site] for cache in kept]) for site in stream])

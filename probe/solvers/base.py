@@ -46,6 +46,7 @@ class Fitted:
         weights: Weights over the columns of the family: knots of mu, or its own columns.
         degree: Degree of f as a polynomial in mu, plus one; None if it is not a polynomial.
         free: How many constants were fitted.
+        error: Its error on the fit split, as a share of what there is to explain.
     """
 
     family: str
@@ -53,6 +54,7 @@ class Fitted:
     weights: Float[Tensor, " columns"] = field(repr=False)
     degree: int | None
     free: int
+    error: float = float("nan")
 
 
 class Posed(Protocol):
@@ -79,11 +81,13 @@ class Spectral:
         errors: The error of any shrinkage curve, given at the knots.
         mu: The knots.
         step_bound: 2 / q99 of the largest eigenvalue: the largest step that does not diverge.
+        rows: How many predicted numbers the errors sum over.
     """
 
     errors: Quadratic
     mu: Float[Tensor, " knots"]
     step_bound: float
+    rows: int
 
 
 @runtime_checkable
@@ -139,10 +143,10 @@ def zoom(
     rounds: int = 4,
     points: int = 33,
 ) -> float:
-    """The constant in [low, high] of least error: a log-spaced grid, refined around its best point."""
+    """The constant in [low, high] of least error: a log-spaced grid, refined at its best point."""
     for _ in range(rounds):
         grid = torch.logspace(_log10(low), _log10(high), points, dtype=torch.float64)
-        best = int(errors.error(curve(grid[:, None])).argmin())
+        best = int(errors.error(curve(grid[:, None])).nan_to_num(torch.inf).argmin())
         low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, points - 1)])
         value = float(grid[best])
     return value

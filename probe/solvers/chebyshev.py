@@ -13,8 +13,8 @@ from torch import Tensor
 from probe.solvers.base import Fitted, Spectral
 
 STEPS = tuple(range(2, 9))
-LOW_SHARES = torch.logspace(-4, -0.05, 40, dtype=torch.float64)
-HIGHS = torch.linspace(0.3, 2.0, 35, dtype=torch.float64)
+LOW_SHARES = torch.logspace(-4, -0.05, 24, dtype=torch.float64)
+HIGHS = torch.linspace(0.3, 2.0, 18, dtype=torch.float64)
 
 
 def polynomial(degree: int, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -28,7 +28,7 @@ def polynomial(degree: int, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch
 def shrinkage(
     mu: Float[Tensor, "..."], steps: int, low: float | Tensor, high: float | Tensor
 ) -> Float[Tensor, "..."]:
-    """mu f(mu) after `steps` steps tuned to eigenvalues in [low, high]."""
+    """Mu f(mu) after `steps` steps tuned to eigenvalues in [low, high]."""
     centre = torch.as_tensor((high + low) / (high - low), dtype=torch.float64)
     return 1 - polynomial(steps, centre - 2 * mu / (high - low)) / polynomial(steps, centre)
 

@@ -16,7 +16,7 @@ STEPS = tuple(range(2, 11))
 def shrinkage(
     mu: Float[Tensor, "*batch"], steps: int, start: float | Tensor
 ) -> Float[Tensor, "*batch2"]:
-    """mu f(mu) after `steps` steps from start * I."""
+    """Mu f(mu) after `steps` steps from start * I."""
     return 1 - ((1 - start * mu) ** 2) ** (2 ** (steps - 1))
 
 

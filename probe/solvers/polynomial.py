@@ -16,7 +16,7 @@ DEGREES = tuple(range(1, 9))
 
 
 def basis(mu: Float[Tensor, " knots"], degree: int, top: float) -> Float[Tensor, "knots degree"]:
-    """mu f(mu) for f = T_0 .. T_{degree-1} of mu scaled from [0, top] to [-1, 1]."""
+    """Mu f(mu) for f = T_0 .. T_{degree-1} of mu scaled from [0, top] to [-1, 1]."""
     angle = (2 * mu / top - 1).clamp(-1, 1).acos()
     return mu[:, None] / top * torch.cos(torch.arange(degree, dtype=mu.dtype) * angle[:, None])
 

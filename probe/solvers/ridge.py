@@ -9,7 +9,7 @@ from probe.solvers.base import Fitted, Spectral, zoom
 
 
 def shrinkage(mu: Float[Tensor, "*batch"], penalty: float | Tensor) -> Float[Tensor, "*batch2"]:
-    """mu f(mu) at a penalty lambda."""
+    """Mu f(mu) at a penalty lambda."""
     return mu / (mu + penalty)
 
 

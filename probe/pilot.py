@@ -1,0 +1,52 @@
+"""A small sample of the task, without the model, that fixes what must be known before the sweep."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.analysis import Setting
+from probe.response import log_knots
+from probe.sweep import PILOT, SHARD, Context, Plan
+from probe.tasks.base import windows
+
+SHARDS = 4
+RIDGES = torch.logspace(-5, 3, 33, dtype=torch.float64)
+
+
+def scout(plan: Plan, layers: int) -> Setting:
+    """Reads knots, step bound and the best ridge of the task off 1,024 sequences of their own."""
+    contexts = [_pose(plan, shard) for shard in range(SHARDS)]
+    width = contexts[0].problem.keys.shape[-1]
+    ranges = windows(width, plan.task.length)
+    first = ranges.judged[0]
+    mu = torch.cat([c.spectrum.mu[:, first:][c.spectrum.present[:, first:]] for c in contexts])
+    low, top = _quantile(mu, 0.01), _quantile(mu, 0.99)
+    loss = torch.stack([_ridge_losses(context, first) for context in contexts]).sum(0)
+    return Setting(
+        task=plan.task,
+        layers=layers,
+        windows=ranges,
+        knots=tuple(log_knots(low, float(mu.max())).tolist()),
+        mu_top=top,
+        step_bound=2 / top,
+        ridge=float(RIDGES[int(loss.argmin())]),
+    )
+
+
+def _pose(plan: Plan, shard: int) -> Context:
+    sequences = plan.draw(PILOT, shard, SHARD)
+    return Context(sequences, plan.task.problem(sequences))
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    ordered = values.sort().values
+    return float(ordered[round(share * (len(ordered) - 1))])
+
+
+def _ridge_losses(context: Context, first: int) -> Float[Tensor, " ridges"]:
+    """The loss of least squares at every penalty."""
+    spectrum = context.spectrum
+    targets = context.problem.targets[:, first:, :, None].double()
+    kept = torch.where(spectrum.present, spectrum.query, 0.0)[:, first:, :, None]
+    filtered = kept / (spectrum.mu[:, first:, :, None] + RIDGES)
+    return ((spectrum.maps[:, first:] @ filtered - targets) ** 2).sum((0, 1, 2))
