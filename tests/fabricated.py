@@ -121,19 +121,6 @@ def nested(leaves: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     return tree
 
 
-def linear_leaves(layers: int = 1, heads: int = 2, seed: int = 0) -> dict[str, Any]:
-    """Random leaves that fit the preset linear-1l, or one with more layers and four heads."""
-    draw = np.random.default_rng(seed)
-    wide = 20 * heads
-    leaves = {}
-    for layer in range(layers):
-        block = f"tf_block/blocklist_{layer}/MultiHeadAttention_0"
-        for role in "qkv":
-            leaves[f"{block}/{role}_proj/kernel"] = 0.1 * draw.standard_normal((40, wide))
-        leaves[f"{block}/o_proj/kernel"] = 0.1 * draw.standard_normal((wide, 40))
-    return {name: value.astype(np.float32) for name, value in leaves.items()}
-
-
 def python_pickle(value: object, protocol: int = 4) -> bytes:
     """Python's own pickle of anything, hostile objects included."""
     file = io.BytesIO()

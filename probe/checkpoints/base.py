@@ -156,6 +156,8 @@ def _check_stream(path: Path, model: SequenceTransformer) -> None:
         parts = ["hook_resid_pre", "hook_attn_out"] + ["hook_mlp_out"] * (block.mlp is not None)
         total = sum(cache[f"blocks.{layer}.{part}"] for part in parts)
         after = cache[f"blocks.{layer}.hook_resid_post"]
+        if not bool(after.isfinite().all()):
+            raise InputError(f"{path}: the stream overflows in block {layer}")
         if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):
             raise InputError(f"{path}: the stream does not add up in block {layer}")
 
