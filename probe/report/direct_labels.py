@@ -13,9 +13,9 @@ _GAP = 3.0
 _CLEARANCE = 1.5
 _ENOUGH = 8.0
 _APART = 9.0
-_STRIDE = 10
+_STRIDE = 5
 _LIFTS = (0.0, 4.0, 8.0, 13.0)
-_DENSE = 600
+_DENSE = 300
 
 
 class LabelSpace:
@@ -43,7 +43,7 @@ class LabelSpace:
         half = np.array([box.width, box.height]) / 2
         line = self.lines[at][::_STRIDE]
         others = np.concatenate([self.labels, *self.lines[:at], *self.lines[at + 1 :]])
-        apart = line[_nearest(line, others, np.zeros(2)) > _APART] if len(others) else line
+        apart = line[_nearest(line, others, np.zeros(2)) > _APART]
         obstacles = np.concatenate([others, self.lines[at]])
         for lift in _LIFTS:
             centers = self._candidates(apart, half, lift)
@@ -82,6 +82,8 @@ class LabelSpace:
 
 def _nearest(centers: Array, points: Array, half: Array) -> Array:
     """Distance in pixels from the box around each centre to the nearest point; 0 if inside."""
+    if not centers.size or not points.size:
+        return np.full(len(centers), np.inf)
     outside = np.maximum(np.abs(points - centers[:, None]) - half, 0)
     distances: Array = np.hypot(outside[..., 0], outside[..., 1]).min(axis=1)
     return distances

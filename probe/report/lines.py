@@ -21,7 +21,7 @@ _MOST_COLUMNS = 3
 _LEGEND_CHARACTERS = 26
 _MARKERS = "osD^vPX<>h"
 _MARKS_PER_LINE = 6
-_THEORY_DASHES = ((5, 2.2), (2, 1.6), (7, 2, 1.5, 2), (9, 3), (4, 1.5, 1, 1.5, 1, 1.5))
+_THEORY_DASHES = ((5.0, 2.2), (2.0, 1.6), (7.0, 2.0, 1.5, 2.0), (9.0, 3.0), (4.0, 1.5, 1.0, 1.5))
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stroke:
     width: float
     dashes: tuple[float, ...] = ()
     marker: str = ""
-    order: float = 3
+    order: int = 3
     band: float = 0.16
 
 
@@ -74,7 +74,7 @@ def choose_strokes(series: Sequence[Series]) -> dict[str, Stroke]:
         dashes = _THEORY_DASHES[at % len(_THEORY_DASHES)]
         strokes.setdefault(label, Stroke(palette.THEORY.light, 1.0, dashes, order=3))
     for at, label in enumerate(by_role["control"]):
-        dashes = (1, 1.6 + 1.2 * at)
+        dashes = (1.0, 1.6 + 1.2 * at)
         marker = _MARKERS[-1 - at % len(_MARKERS)] if at else ""
         strokes.setdefault(label, Stroke(palette.CONTROL.light, 1.3, dashes, marker, order=2))
     return strokes
@@ -123,7 +123,10 @@ def _set_scales(plots: Sequence[Axes], charts: Sequence[LineChart]) -> None:
     most = 8 if len(charts) == 1 else 4
     for plot in plots:
         if x is not None and y is not None:
-            plot.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+            if log_x:
+                plot.set_xscale("log", nonpositive="mask")
+            if log_y:
+                plot.set_yscale("log", nonpositive="mask")
             plot.set(xlim=x, ylim=y)
             scales.set_ticks(plot.xaxis, x, log_x, whole, most)
             scales.set_ticks(plot.yaxis, y, log_y, False, 6)
@@ -162,7 +165,7 @@ def _draw_key(canvas: Canvas, strokes: Mapping[str, Stroke], omit: frozenset[str
     if not shown:
         return
     canvas.legend(
-        [_line(stroke, (0, 0.5, 1), (0, 0, 0), (1, 2)) for stroke in shown.values()],
+        [_line(stroke, (0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 2)) for stroke in shown.values()],
         [textwrap.fill(label, _LEGEND_CHARACTERS) for label in shown],
         loc="outside right upper",
         handlelength=2.4,

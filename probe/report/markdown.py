@@ -33,16 +33,15 @@ def _verdict(report: Report) -> Iterator[str]:
     yield f"# {escape(str(report.subject['name']))} on {escape(str(report.task['name']))}"
     if not verdict.instruments_ok:
         yield f"> **{content.MISREAD}** The findings below are shown for diagnosis only."
-    else:
-        yield f"**{escape(verdict.statement)}**"
-        yield _list(content.verdict_chips(report))
+        return
+    yield f"**{escape(verdict.statement)}**"
+    yield " · ".join(map(escape, content.verdict_chips(report)))
     steps = [
         f"**{level} {name}**" if level == verdict.evidence_level else f"{level} {name}"
         for level, name in enumerate(content.LEVELS)
     ]
     yield f"Evidence: {' · '.join(steps)}"
-    if verdict.instruments_ok:
-        yield _table(("", ""), content.verdict_facts(report))
+    yield _table(("", ""), content.verdict_facts(report))
 
 
 def _instruments(verdict: Verdict) -> Iterator[str]:
@@ -95,10 +94,6 @@ def _details(report: Report) -> Iterator[str]:
         yield _table(("", ""), rows)
     yield "### Files"
     yield "\n".join(f"- [{file}]({file})" for file in content.files(report))
-
-
-def _list(items: Iterable[str]) -> str:
-    return " · ".join(escape(item) for item in items)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

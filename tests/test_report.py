@@ -1,0 +1,315 @@
+"""The report is complete, self-contained, the same every time, and all or nothing."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probe.errors import InputError
+from probe.findings import (
+    Figure,
+    Finding,
+    HeatMap,
+    Instrument,
+    IntervalChart,
+    LineChart,
+    Metric,
+    Panels,
+    Reference,
+    Report,
+    Series,
+    Table,
+    Verdict,
+)
+
+HOSTILE = "<script>alert('x')</script> & $x_1$ \\1 {{ 7 * 7 }}"
+LONG = "a label that goes on for much longer than any reader would like to follow it"
+NAN = float("nan")
+
+
+def series(label: str, role: str, scale: float = 1.0) -> Series:
+    x = np.logspace(-3, 1.7, 20)
+    y = scale * x / (x + 1)
+    y[3] = NAN
+    return Series(label, x.tolist(), y.tolist(), (y - 0.1).tolist(), (y + 0.1).tolist(), role)  # type: ignore[arg-type]
+
+
+def line_chart(name: str, log_y: bool = False) -> LineChart:
+    lines = (
+        *(series(f"layer {layer}", "model", layer / 8) for layer in range(8)),
+        series(HOSTILE, "theory"),
+        series("diverges", "theory", 1e6),
+        series(LONG, "control", 0.0),
+        Series("nothing known", (1.0, 2.0), (NAN, NAN), role="control"),
+    )
+    return LineChart(name, "Lines", "Caption.", "mu", "f", lines, log_x=True, log_y=log_y)
+
+
+def figures() -> tuple[Figure, ...]:
+    grid = tuple(tuple(NAN if r == c else r * c / 400 for c in range(50)) for r in range(8))
+    small = ((1.0, -1.0), (NAN, 0.5))
+    columns = tuple(map(str, range(50)))
+    rows = (LONG, HOSTILE, *"abcdef")
+    values = (0.99, 0.98, NAN, -40.0)
+    return (
+        line_chart("lines"),
+        line_chart("log-lines", log_y=True),
+        LineChart("no-lines", "Empty", "Nothing was measured.", "x", "y", ()),
+        HeatMap("map", "Map", "Caption.", "t", "layer", "R^2", columns, rows, grid),
+        HeatMap("signed", "Signed", "Caption.", "t", "layer", "R^2", ("0", "1"), ("a", "b"), small),
+        IntervalChart(
+            "ranks", HOSTILE, LONG, "R^2", (LONG, HOSTILE, "c", "d"), values, values, values
+        ),
+        Panels("panels", "Panels", "Caption.", tuple(line_chart(f"p{k}") for k in range(4))),
+    )
+
+
+def make_report(instruments_ok: bool = True, drawings: tuple[Figure, ...] = ()) -> Report:
+    frame = pd.DataFrame({"layer": [0, 1], "r2": [NAN, 1 / 3]})
+    metrics = {
+        "spline_r2": Metric(1 / 3, "Held-out R^2.", 0.3, 0.4),
+        "effective_lambda": Metric(NAN, HOSTILE),
+        "ratio": Metric(float("inf"), "Overflows."),
+    }
+    controls = {"spline_r2": Metric(-0.002, "Twin."), "alone": Metric(0.1, "Only a control.")}
+    findings = (
+        Finding("zebra", "Last?", "inconclusive", "No.", {}, {}, "Much."),
+        Finding("behaviour", "Second?", "contradicts", LONG, {}, {}, "Anything."),
+        Finding(
+            "spectral_response", HOSTILE, "supports", HOSTILE, metrics, controls, HOSTILE,
+            (Table("families", frame),), drawings,
+        ),
+    )  # fmt: skip
+    verdict = Verdict(
+        "least_squares", "ridge", None, {"lambda": 0.2}, ("ridge", "newton"), (), 1, NAN,
+        "The model runs ridge regression.", instruments_ok,
+        (Instrument("permuted twin", "no learner", HOSTILE, instruments_ok),), HOSTILE,
+    )  # fmt: skip
+    subject = {"name": HOSTILE, "format": "native", "sha256": "00", "layers": 2, "parameters": 9}
+    task = {"name": "linear-dynamics", "params": {"noise": 0.1}, "sequences": 64, "seed": 0}
+    reference = Reference(0.2, 0.41, 0.42, 0.01, 0.0, 0.02, 0.98, NAN)
+    run = {"host": HOSTILE, "path": Path("x"), "versions": {"numpy": "2"}, "layers": np.int64(3)}
+    return Report({**subject, "note": HOSTILE}, task, verdict, reference, findings, run)
+
+
+class Page(HTMLParser):
+    """Collects tags, links and text, and checks that elements are closed in order."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        values = {name: value or "" for name, value in attrs}
+        self.links += [values[key] for key in ("href", "src", "xlink:href") if key in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    from probe.report.write import write_report
+
+    out = tmp_path_factory.mktemp("report") / "new" / "folder"
+    assert write_report(make_report(drawings=figures()), out) == out / "report.html"
+    return out
+
+
+def test_writes_all_files_of_the_contract(folder):
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    drawn = {f"figures/{figure.name}.svg" for figure in figures()}
+    fixed = {"results.json", "run.json", "report.html", "report.md", "tables/families.csv"}
+    assert written == fixed | drawn
+
+
+def test_page_is_well_formed_and_needs_nothing_else(folder):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert not page.tags & {"script", "link", "iframe", "img", "object"}
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert "url(#" in text and "url(h" not in text
+    beside = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    for link in page.links:
+        assert link in beside or link.startswith("data:image/png;base64,") or link[1:] in page.ids
+    assert len(page.ids) == len(set(page.ids))
+    assert len(text.encode()) < 3_000_000
+
+
+def test_hostile_text_stays_text(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert HOSTILE in page.text
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown
+    assert "&lt;script&gt;" in markdown
+
+
+def test_findings_follow_the_argument(folder):
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    places = [text.index(f"{name} ") for name in ("spectral response", "behaviour", "zebra")]
+    assert places == sorted(places)
+
+
+def test_page_shows_numbers_controls_and_limits(folder):
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    for piece in ("0.333", "0.300 to 0.400", "−0.00200", "Does not show", "2 representational"):
+        assert piece in text
+    assert "The model runs ridge regression." in text
+
+
+def test_misread_instruments_replace_the_verdict():
+    from probe.report.content import MISREAD
+    from probe.report.html import html
+    from probe.report.markdown import markdown
+
+    report = make_report(instruments_ok=False)
+    for text in (html(report, {}), markdown(report)):
+        assert MISREAD in text
+        assert report.verdict.statement not in text
+
+
+@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.name)
+def test_figures_are_small_text_that_repeats(figure):
+    from probe.report.figures import render
+
+    text = render(figure)
+    assert text == render(figure)
+    assert len(text.encode()) < 80_000
+    assert "nan" not in text.lower().replace("finance", "")
+    root = ElementTree.fromstring(text)
+    names = {element.tag.rsplit("}")[-1] for element in root.iter()}
+    assert "text" in names or figure.name == "no-lines"
+    assert "script" not in names and "metadata" not in names
+
+
+def test_inline_drawing_follows_the_theme():
+    from probe.report import palette
+    from probe.report.figures import render
+    from probe.report.svg import inline
+
+    drawing = inline(render(line_chart("x")))
+    assert not any(ink.light in drawing for ink in palette.INKS)
+    assert "var(--ink)" in drawing and "var(--ramp-9)" in drawing
+    assert len({ink.light for ink in palette.INKS}) == len(palette.INKS)
+
+
+def test_theory_that_diverges_does_not_flatten_the_model():
+    from probe.report.axes import limits_of_y
+
+    lo, hi = limits_of_y(line_chart("x").series, log=False)
+    assert -0.5 < lo < 0 < 1 < hi < 1.5
+
+
+def test_same_report_same_bytes():
+    from probe.report.write import render_files
+
+    report = make_report(drawings=figures()[:1])
+    assert render_files(report) == render_files(report)
+
+
+def test_tables_keep_nine_digits_and_gaps(folder):
+    assert (folder / "tables/families.csv").read_text() == "layer,r2\n0,\n1,0.333333333\n"
+
+
+def test_files_of_an_earlier_run_go_and_others_stay(tmp_path):
+    from probe.report.write import write_report
+
+    write_report(make_report(drawings=figures()[3:4]), tmp_path)
+    mine = tmp_path / "figures" / "mine.svg"
+    mine.write_text("mine")
+    write_report(make_report(drawings=figures()[4:5]), tmp_path)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"signed.svg", "mine.svg"}
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("../a",), ("a/b",), ("",)])
+def test_bad_names_leave_nothing(tmp_path, names):
+    from probe.report.write import write_report
+
+    drawings = tuple(dataclasses.replace(figures()[2], name=name) for name in names)
+    with pytest.raises(ValueError, match="names of figures must be unique and plain"):
+        write_report(make_report(drawings=drawings), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_half_way_keeps_the_old_report(tmp_path, monkeypatch):
+    from probe.report import write
+
+    write.write_report(make_report(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(write, "markdown", lambda report: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write.write_report(make_report(instruments_ok=False), tmp_path)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_unwritable_folder_is_the_users_error(tmp_path):
+    from probe.report.write import write_report
+
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(InputError, match=f"^cannot write the report to {re.escape(str(blocked))}"):
+        write_report(make_report(), blocked)
+    assert blocked.read_text() == "in the way"
+
+
+def test_run_json_holds_the_run(folder):
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run == {"host": HOSTILE, "path": "x", "versions": {"numpy": "2"}, "layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.9912, "0.991"),
+        (-0.0331, "−0.0331"),
+        (1234.4, "1234"),
+        (0.0, "0"),
+        (2.5e-7, "2.50 × 10⁻⁷"),
+        (-3e8, "−3.00 × 10⁸"),
+        (NAN, "–"),
+        (float("-inf"), "−∞"),
+        (None, "–"),
+    ],
+)
+def test_numbers_read_well(value, text):
+    from probe.report.text import number
+
+    assert number(value) == text
+
+
+def test_log_ticks_are_few_and_inside():
+    from probe.report.axes import log_ticks
+
+    for lo, hi in [(1e-3, 50.0), (0.2, 3.0), (1e-12, 1e12)]:
+        ticks = log_ticks(lo, hi)
+        assert 2 <= len(ticks) <= 8
+        assert all(lo <= tick <= hi for tick in ticks)
+    assert log_ticks(1.01, 1.02) == ()
