@@ -313,3 +313,17 @@ def test_log_ticks_are_few_and_inside():
         assert 2 <= len(ticks) <= 8
         assert all(lo <= tick <= hi for tick in ticks)
     assert log_ticks(1.01, 1.02) == ()
+
+
+def test_theory_is_named_where_it_runs_alone():
+    from probe.report.figures import render
+
+    x = np.logspace(-3, 2, 30).tolist()
+    rising = Series("model", x, np.linspace(0, 1, 30).tolist())
+    apart = Series("theory alone", x, np.linspace(1, 0.9, 30).tolist(), role="theory")
+    hidden = Series("theory behind", x, np.linspace(0, 1, 30).tolist(), role="theory")
+    chart = LineChart("x", "T", "C", "x", "y", (rising, apart, hidden), log_x=True)
+    drawing = render(chart)
+    on_paper = re.findall(r"paint-order: stroke\">\s*<text[^>]*>([^<]*)<", drawing)
+    assert on_paper == ["theory alone"]
+    assert drawing.count("theory alone") == drawing.count(">theory behind<") == 1

@@ -33,10 +33,13 @@ class LabelSpace:
         self.lines = [self._on_screen(x, y) for x, y in lines]
         self.labels = np.empty((0, 2))
         self.frame = axes.get_window_extent()
+        self.corner = (axes.get_xlim()[0], axes.get_ylim()[0])
 
     def place(self, label: str, at: int) -> bool:
         """Names line `at` where it runs apart from all others; False if there is no room."""
-        text = self.axes.text(0, 0, label, color=self.color, fontsize=8, ha="center", va="center")
+        text = self.axes.text(
+            *self.corner, label, color=self.color, fontsize=8, ha="center", va="center"
+        )
         text.set_gid(HALO)
         text.set_in_layout(False)
         box = text.get_window_extent()
