@@ -376,8 +376,8 @@ def test_errors_name_the_fault(tiny_config: Callable[[str], ModelConfig]) -> Non
 
 def test_too_many_blocks_are_refused(tiny_config: Callable[[str], ModelConfig]) -> None:
     plain = tiny_config("linear").to_dict()
-    plain["blocks"] = list(plain["blocks"]) * 501
-    with pytest.raises(InputError, match="at most 1000"):
+    plain["blocks"] = list(plain["blocks"]) * 101
+    with pytest.raises(InputError, match="at most 200"):
         ModelConfig.from_dict(plain)
 
 

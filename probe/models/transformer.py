@@ -18,7 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from probe.errors import InputError
 from probe.models.attention import KINDS, Attention, AttentionKind
 
-LARGEST_SIDE, MOST_BLOCKS = 100_000, 1_000  # of a model read from a file
+LARGEST_SIDE, MOST_BLOCKS = 100_000, 200  # of a model read from a file
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,25 @@ class ModelConfig:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "ModelConfig":
+    def from_dict(cls, plain: object) -> "ModelConfig":
         """Reads what `to_dict` wrote.
 
         Raises:
             InputError: A field is missing, unknown or of the wrong kind.
         """
-        plain = _known_fields(plain, cls, "model", {"masked": 0})
-        blocks = plain["blocks"]
+        known = _known_fields(plain, cls, "model", {"masked": 0})
+        blocks = known["blocks"]
         if not isinstance(blocks, list | tuple) or len(blocks) > MOST_BLOCKS:
             raise InputError(f"model: blocks must be a list of at most {MOST_BLOCKS}")
-        if not isinstance(plain["projected"], bool):
+        if not isinstance(known["projected"], bool):
             raise InputError("model: projected must be true or false")
         return cls(
-            d_in=_size(plain, "d_in"),
-            d_model=_size(plain, "d_model"),
-            d_out=_size(plain, "d_out"),
+            d_in=_size(known, "d_in"),
+            d_model=_size(known, "d_model"),
+            d_out=_size(known, "d_out"),
             blocks=tuple(_block_from_dict(block) for block in blocks),
-            projected=plain["projected"],
-            masked=_size(plain, "masked", least=0),
+            projected=known["projected"],
+            masked=_size(known, "masked", least=0),
         )
 
 
@@ -141,8 +141,8 @@ def _size(plain: dict[str, Any], name: str, least: int = 1) -> int:
 
 def _block_from_dict(plain: object) -> BlockConfig:
     defaults = {"positions": 0, "unit": (), "d_mlp": 0, "clip": None}
-    plain = _known_fields(plain, BlockConfig, "block", defaults)
-    unit, clip = plain["unit"], plain["clip"]
+    known = _known_fields(plain, BlockConfig, "block", defaults)
+    unit, clip = known["unit"], known["clip"]
     if not isinstance(unit, list | tuple) or not all(isinstance(role, str) for role in unit):
         raise InputError("block: unit must be a list of names")
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float)):
@@ -150,10 +150,10 @@ def _block_from_dict(plain: object) -> BlockConfig:
     if clip is not None and not abs(clip) < LARGEST_SIDE:
         raise InputError(f"block: clip must be below {LARGEST_SIDE}")
     return BlockConfig(
-        attention=_attention_from_dict(plain["attention"]),
-        positions=_size(plain, "positions", least=0),
+        attention=_attention_from_dict(known["attention"]),
+        positions=_size(known, "positions", least=0),
         unit=tuple(unit),
-        d_mlp=_size(plain, "d_mlp", least=0),
+        d_mlp=_size(known, "d_mlp", least=0),
         clip=None if clip is None else float(clip),
     )
 
