@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.analysis import Setting
 from probe.response import FINE, gcv_solve, hat_features
 from probe.solvers.base import (
     ColumnFamily,
@@ -27,6 +28,7 @@ from probe.solvers.base import (
 from probe.statistics import BLOCKS
 from probe.sweep import Batch, Sums
 from probe.tasks.base import Windows
+from probe.views import PLANTED, SUBJECT, SWAPPED, TWIN
 
 WINDOWS = ("judged", "unsolved", "solved")
 OUTPUT = "output"
@@ -42,12 +44,14 @@ class Learned:
         maps: P of each map family, by (family, window): one matrix per site.
         members: All fitted members, by (site, window), with weights over all columns; layers
             are read over the judged positions only. Map families are scored apart.
+        errors: The error of any weighting of the columns on the fit split, by (site, window).
     """
 
     sites: tuple[str, ...]
     decoders: Float[Tensor, "layers_and_one time d_model d_v"]
     maps: dict[tuple[str, str], Float[Tensor, "sites rows d_k"]]
     members: dict[tuple[str, str], tuple[Fitted, ...]]
+    errors: dict[tuple[str, str], Quadratic]
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,14 @@ class ResponseStage:
         gram = self._with_decoded(total, decoders)
         sites = self._site_names(decoders)
         members: dict[tuple[str, str], tuple[Fitted, ...]] = {}
+        errors: dict[tuple[str, str], Quadratic] = {}
         for i, site in enumerate(sites):
             for window in WINDOWS if site == OUTPUT else WINDOWS[:1]:
                 atoms = self.within(window)
-                errors = _quadratic(gram[atoms].sum(0), self._width, self._width + i)
-                members[site, window] = self._fit_all(errors, int(total["rows"][atoms].sum()))
-        return Learned(sites, decoders, self._solve_maps(total, decoders), members)
+                form = _quadratic(gram[atoms].sum(0), self._width, self._width + i)
+                errors[site, window] = form
+                members[site, window] = self._fit_all(form, int(total["rows"][atoms].sum()))
+        return Learned(sites, decoders, self._solve_maps(total), members, errors)
 
     def _fit_all(self, errors: Quadratic, rows: int) -> tuple[Fitted, ...]:
         fitted: list[Fitted] = []
@@ -259,7 +265,7 @@ class ResponseStage:
             )
         return sums
 
-    def _solve_maps(self, total: Sums, decoders: Tensor) -> dict[tuple[str, str], Tensor]:
+    def _solve_maps(self, total: Sums) -> dict[tuple[str, str], Tensor]:
         """P for the known sites; decoded sites are not asked for maps of their own."""
         maps = {}
         for family in self._map_families:
@@ -290,6 +296,15 @@ class ResponseStage:
                 error = ((left[:, a:b] @ moved - known[:, a:b]) ** 2).sum((1, 2))
                 sums[f"{family.name}:{window}"] = batch.by_block(error)
         return sums
+
+
+def response_stages(setting: Setting) -> tuple[ResponseStage, ResponseStage]:
+    """The response of the subject with its layers, and of the outputs of the other views."""
+
+    def stage(views: tuple[str, ...], layered: bool) -> ResponseStage:
+        return ResponseStage(setting.windows, setting.knots, setting.step_bound, views, layered)
+
+    return stage((SUBJECT,), True), stage((TWIN, SWAPPED, PLANTED), False)
 
 
 def _placed(members: Iterable[Fitted], place: slice, errors: Quadratic) -> list[Fitted]:

@@ -7,9 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.response import COARSE, FINE, coarse_to_fine, second_differences
 from probe.response_stage import Learned, ResponseStage
 from probe.solvers.base import families
-from probe.statistics import Interval, bootstrap_interval, share_explained
+from probe.statistics import (
+    Interval,
+    bootstrap_interval,
+    resample_weights,
+    share_explained,
+)
 from probe.sweep import Measured, Sums
 
 SIMPLER = 0.002
@@ -119,3 +125,31 @@ def _map_scores(learned: Learned, sums: Sums, site: str, window: str) -> list[Sc
 def nulls() -> set[str]:
     """Families that are no learning algorithm."""
     return {name for name, family in families().items() if family.is_null}
+
+
+@dataclass(frozen=True)
+class CurveBand:
+    """A shrinkage curve at the knots, with a pointwise 95 % band."""
+
+    curve: Float[Tensor, " knots"]
+    lo: Float[Tensor, " knots"]
+    hi: Float[Tensor, " knots"]
+
+
+def curve_band(stage: ResponseStage, measured: Measured, site: str) -> CurveBand:
+    """The spline fitted on the fit split; its band from refits on resampled blocks of the test."""
+    learned: Learned = measured.learned
+    spline = next(m for m in learned.members[site, "judged"] if m.family == "spline")
+    gram = measured.sums["gram"][:, stage.within("judged")].sum(1)
+    place = gram.shape[-1] - len(learned.sites) + learned.sites.index(site)
+    spread = coarse_to_fine()
+    weights = resample_weights(400)
+    grams = torch.einsum("rb,bcd->rcd", weights, spread.mT @ gram[:, :FINE, :FINE] @ spread)
+    crosses = weights @ (gram[:, :FINE, place] @ spread)
+    # The resamples count the test split once, as the penalty counted the fit split.
+    smooth = spline.constants["smoothing"] * second_differences(COARSE)
+    floor = 1e-9 * grams.diagonal(dim1=-2, dim2=-1).mean() * torch.eye(COARSE, dtype=torch.float64)
+    refits = torch.linalg.solve(grams + smooth + floor, crosses[..., None])[..., 0] @ spread.mT
+    ends = torch.quantile(refits, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    curve = spline.weights[:FINE]
+    return CurveBand(curve, curve + ends[0] - refits.mean(0), curve + ends[1] - refits.mean(0))

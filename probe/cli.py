@@ -1,0 +1,238 @@
+"""The `mesaprobe` command. Everything heavy is imported inside the commands, so that help is fast."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from probe import __version__
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from probe.checkpoints.base import Subject
+    from probe.tasks.base import Task
+
+BAD_INPUT = 2
+
+checkpoint_argument = click.argument("checkpoint", type=click.Path(path_type=Path))
+preset_option = click.option(
+    "--preset", metavar="NAME", help="What the file does not state; see `mesaprobe list presets`."
+)
+task_option = click.option(
+    "--task", "task_name", metavar="NAME", help="Task; the checkpoint's own by default."
+)
+sequences_option = click.option(
+    "--sequences", default=4096, show_default=True, help="Half of them fit, half test."
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the data.")
+batch_option = click.option(
+    "--batch-size", default=256, show_default=True, help="Sequences per forward pass."
+)
+workers_option = click.option(
+    "--workers", default=2, show_default=True, help="Threads that work on shards."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mesaprobe")
+def app() -> None:
+    """Finds the learning algorithm that a trained transformer runs on its own context."""
+
+
+@app.command()
+@checkpoint_argument
+@preset_option
+@task_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
+@sequences_option
+@seed_option
+@click.option("--only", metavar="A,B", default="", help="Run these analyses only.")
+@batch_option
+@workers_option
+@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
+def analyze(
+    checkpoint: Path,
+    preset: str | None,
+    task_name: str | None,
+    out: Path | None,
+    sequences: int,
+    seed: int,
+    only: str,
+    batch_size: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Analyses CHECKPOINT and writes a report."""
+    from probe.pipeline import Request
+    from probe.pipeline import analyze as run
+    from probe.progress import reporting
+    from probe.report.results import json_text, results_dict
+    from probe.report.write import write_report
+    from probe.sweep import Plan
+
+    subject, task = _load(checkpoint, preset, task_name)
+    plan = Plan(task, sequences, seed, batch_size, workers)
+    names = tuple(name for name in only.split(",") if name)
+    with reporting(f"analysing {subject.name}") as progress:
+        report = run(Request(subject, plan, names), progress)
+    page = write_report(report, out or Path("reports") / subject.name.replace("#", "-"))
+    if as_json:
+        click.echo(json_text(results_dict(report)), nl=False)
+    else:
+        click.echo(f"Report: {page}")
+        click.echo(report.verdict.statement)
+
+
+@app.command()
+@checkpoint_argument
+@click.option("--reference", type=click.Choice(["mesa"]), default="mesa", show_default=True)
+@preset_option
+@task_option
+@sequences_option
+@seed_option
+@batch_option
+@workers_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def compare(
+    checkpoint: Path,
+    reference: str,
+    preset: str | None,
+    task_name: str | None,
+    sequences: int,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Sets CHECKPOINT beside the mesa-layer fitted to its task."""
+    from probe.pipeline import compare_with_mesa
+    from probe.progress import print_table, reporting
+    from probe.report.results import json_text, reference_dict
+    from probe.sweep import Plan
+
+    subject, task = _load(checkpoint, preset, task_name)
+    plan = Plan(task, sequences, seed, batch_size, workers)
+    with reporting(f"comparing {subject.name} with the mesa-layer") as progress:
+        found = compare_with_mesa(subject, plan, progress)
+    if as_json:
+        click.echo(json_text(reference_dict(found)), nl=False)
+        return
+    print_table(
+        f"{subject.name} beside the mesa-layer on {task.name}",
+        ("", "value"),
+        [
+            ("loss of the model", f"{found.model_loss:.4f}"),
+            (f"loss of the mesa-layer (lambda {found.ridge:.3g})", f"{found.loss:.4f}"),
+            (
+                "excess of the model, 95 % interval",
+                f"{found.excess_of_model:.4f} [{found.excess_lo:.4f}, {found.excess_hi:.4f}]",
+            ),
+            ("agreement, R^2 of the model's predictions", f"{found.agreement_r2:.4f}"),
+            ("share of the model's error explained", f"{found.error_r2:.4f}"),
+        ],
+    )
+
+
+@app.command()
+@checkpoint_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@preset_option
+def convert(checkpoint: Path, out: Path, preset: str | None) -> None:
+    """Writes CHECKPOINT to the folder OUT in the native format."""
+    from probe.checkpoints.base import load
+    from probe.checkpoints.native import write_native
+
+    subject = load(checkpoint, preset)
+    if out.exists():
+        raise InputError(f"{out}: exists already")
+    write_native(subject.model, subject.task, out)
+    click.echo(f"{out}: {len(subject.tensors)} tensors, sha256 {subject.sha256[:16]}")
+
+
+@app.command()
+@checkpoint_argument
+@preset_option
+@task_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def describe(checkpoint: Path, preset: str | None, task_name: str | None, as_json: bool) -> None:
+    """Shows the tensors, hook sites and sizes of CHECKPOINT."""
+    from probe.description import describe_subject
+    from probe.progress import print_table
+
+    subject, task = _load(checkpoint, preset, task_name)
+    described = describe_subject(subject, task)
+    if as_json:
+        click.echo(json.dumps(described.to_dict(), indent=2))
+        return
+    for title, columns, rows in described.tables():
+        print_table(title, columns, rows)
+
+
+@app.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/reproduction"))
+@seed_option
+def reproduce(folder: Path, out: Path, seed: int) -> None:
+    """Measures the published checkpoints in FOLDER beside their published results."""
+    from probe.progress import reporting
+    from probe.reproduction import reproduce as run
+    from probe.reproduction import summarise
+
+    with reporting("reproducing") as progress:
+        reproduction = run(folder, out, seed, progress)
+    click.echo(summarise(reproduction))
+    click.echo(f"Report: {out / 'reproduction.html'}")
+
+
+@app.command()
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the checkpoint.")
+def train(recipe: str, out: Path | None) -> None:
+    """Trains a model by RECIPE; see `mesaprobe list recipes`."""
+    from probe.models.recipes import find_recipe
+    from probe.models.training import train as run
+    from probe.progress import training
+
+    found = find_recipe(recipe)
+    with training(f"training {recipe}") as progress:
+        folder = run(found, out or Path("checkpoints") / recipe, progress)
+    click.echo(f"Checkpoint: {folder}")
+
+
+@app.command("list")
+@click.argument(
+    "kind", type=click.Choice(["tasks", "solvers", "analyses", "presets", "recipes", "formats"])
+)
+def list_(kind: str) -> None:
+    """Lists what is installed."""
+    from probe.description import installed
+
+    for name in installed(kind):
+        click.echo(name)
+
+
+def _load(checkpoint: Path, preset: str | None, task_name: str | None) -> "tuple[Subject, Task]":
+    """The subject, and the task asked for or its own."""
+    from probe.checkpoints.base import load
+    from probe.tasks.base import find_task
+
+    subject = load(checkpoint, preset)
+    name = task_name or subject.task
+    if name is None:
+        raise InputError(f"{checkpoint}: states no task of its own; give --task NAME")
+    return subject, find_task(name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command: bad input is one line on stderr and exit code 2."""
+    try:
+        app.main(args=arguments, prog_name="mesaprobe", standalone_mode=False)
+    except (InputError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"mesaprobe: {' '.join(message.split())}", err=True)
+        sys.exit(BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("mesaprobe: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,83 @@
+"""The nudge of the teacher: sequences of a slightly turned teacher, on a sweep of their own."""
+
+from dataclasses import dataclass
+
+import torch
+
+from probe.analysis import Setting
+from probe.statistics import Interval, bootstrap_interval, share_explained
+from probe.sweep import Batch, Results, Sums
+from probe.tasks.base import Task
+from probe.tasks.linear_dynamics import LinearDynamics
+from probe.tasks.nonlinear_dynamics import NonlinearDynamics
+from probe.tasks.teachers import Fixed, NudgedTeacher, under
+from probe.views import SUBJECT
+
+
+@dataclass(frozen=True)
+class NudgeStage:
+    """How far predictions follow the turn.
+
+    Attributes:
+        matrix: The unturned teacher W_f, row by row.
+        window: The judged positions.
+        eps: Size of the turn.
+        task: The task under the turned teacher.
+    """
+
+    matrix: tuple[tuple[float, ...], ...]
+    window: tuple[int, int]
+    eps: float
+    task: Task
+    views: tuple[str, ...] = (SUBJECT,)
+    folds: int = 1
+
+    def __hash__(self) -> int:
+        """By what was turned."""
+        return hash((self.matrix, self.window, self.eps))
+
+    def __eq__(self, other: object) -> bool:
+        """Tasks hold tensors; the matrix tells nudges apart."""
+        return isinstance(other, NudgeStage) and hash(self) == hash(other)
+
+    def fit(self, batch: Batch) -> Sums:
+        """Nothing is fitted."""
+        return {}
+
+    def learn(self, sums: Sums) -> None:
+        """Nothing is learned."""
+
+    def test(self, batch: Batch, learned: None) -> Sums:
+        """Products of the model's departure from W_f q with the turn (W - W_f) q."""
+        a, b = self.window
+        problem = batch.context.problem
+        base = torch.tensor(self.matrix, dtype=torch.float64)
+        kept = problem.queries[:, a:b].double() @ base.mT
+        turn = problem.oracle[:, a:b].double() - kept
+        output = batch.capture.output[:, a:b].double()
+        departure = output - kept
+        products = [departure * turn, turn**2, departure**2, output**2]
+        return {"products": batch.by_block(torch.stack([p.sum((1, 2)) for p in products], -1))}
+
+    def read(self, results: Results) -> tuple[Interval, Interval]:
+        """Alpha, and R^2 of the unturned teacher."""
+        along, turn, departure, energy = results[self, SUBJECT].sums["products"].unbind(-1)
+        alpha = bootstrap_interval(lambda weights: (weights @ along) / (weights @ turn))
+        return alpha, share_explained(departure, energy)
+
+
+def nudge_of(setting: Setting) -> tuple[NudgeStage, ...]:
+    """The nudge of a task whose teacher acts on what the model sees; nothing for other tasks."""
+    task = setting.task
+    if not isinstance(task, LinearDynamics | NonlinearDynamics):
+        return ()
+    law = NudgedTeacher()
+    turned = law.change(task.teacher, task.width, seed=0)
+    matrix = tuple(tuple(row) for row in turned.base.matrix.tolist())
+    changed = under(task, law, task.width)
+    return (NudgeStage(matrix, setting.windows.judged, law.eps, changed),)
+
+
+def is_single(task: Task) -> bool:
+    """Whether one teacher makes all sequences."""
+    return isinstance(task.teacher, Fixed)

@@ -1,0 +1,178 @@
+"""From a checked subject to a report: pilot, sweeps, findings, instruments, verdict."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+import torch
+
+from probe import __version__, nudge, reference, verdict
+from probe.analysis import Setting, find_analyses
+from probe.capture import capture
+from probe.checkpoints.base import Subject
+from probe.errors import InputError
+from probe.findings import Finding, Reference, Report
+from probe.pilot import scout
+from probe.response_stage import OUTPUT, response_stages
+from probe.scores import Reading, read
+from probe.sweep import Plan, Results, Stage, Sweep
+from probe.views import SUBJECT, TWIN, all_views, permuted_twin
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be analysed, and how.
+
+    Attributes:
+        subject: The model.
+        plan: The data.
+        only: Names of the analyses to run; empty for all.
+    """
+
+    subject: Subject
+    plan: Plan
+    only: tuple[str, ...] = ()
+
+
+def analyze(request: Request, progress: Progress = lambda done, total: None) -> Report:
+    """Runs everything; writes nothing.
+
+    Raises:
+        InputError: The task does not fit the model, or its outputs are not finite.
+    """
+    started = time.time()
+    subject, plan = request.subject, request.plan
+    _check_fit(subject, plan)
+    analyses = find_analyses(request.only)
+    setting = scout(plan, len(subject.model.blocks))
+    core = (*response_stages(setting), reference.ReferenceStage(setting.ridge))
+    wanted: list[Stage] = [*core, *(stage for a in analyses for stage in a.stages(setting))]
+    results, clipped = _measure(request, setting, wanted, progress)
+    findings = {a.name: a.conclude(setting, results) for a in analyses}
+    return Report(
+        subject=_describe_subject(subject),
+        task=_describe_task(plan, clipped),
+        verdict=_judge(setting, results, findings, clipped),
+        reference=reference.conclude(results[core[2], SUBJECT]),
+        findings=tuple(findings.values()),
+        run=_describe_run(plan, time.time() - started),
+    )
+
+
+def compare_with_mesa(
+    subject: Subject, plan: Plan, progress: Progress = lambda done, total: None
+) -> Reference:
+    """Only the comparison with the fitted mesa-layer.
+
+    Raises:
+        InputError: The task does not fit the model, or its outputs are not finite.
+    """
+    _check_fit(subject, plan)
+    setting = scout(plan, len(subject.model.blocks))
+    stage = reference.ReferenceStage(setting.ridge, views=(SUBJECT,))
+    views = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
+    sweep = Sweep(plan, {SUBJECT: subject.model}, views, capture, progress)
+    return reference.conclude(sweep.run((stage,))[stage, SUBJECT])
+
+
+def _check_fit(subject: Subject, plan: Plan) -> None:
+    config, task = subject.model.config, plan.task
+    if (config.d_in, config.d_out) != (task.width_in, task.width_out):
+        raise InputError(
+            f"task {task.name} has tokens of width {task.width_in} and targets of width "
+            f"{task.width_out}; the model wants {config.d_in} and {config.d_out}"
+        )
+    output = subject.model(plan.draw(0, 0, 2).tokens)
+    if not bool(output.isfinite().all()):
+        raise InputError(f"{subject.name}: the model's predictions are not finite")
+
+
+def _measure(
+    request: Request, setting: Setting, wanted: list[Stage], progress: Progress
+) -> tuple[Results, float]:
+    """One sweep over the task's own law, and a shorter one over each other law."""
+    subject, plan = request.subject, request.plan
+    turned = nudge.nudge_of(setting)
+    own = tuple(stage for stage in wanted if not isinstance(stage, nudge.NudgeStage))
+    twin = permuted_twin(subject.model, plan.seed)
+    sweep = Sweep(
+        plan,
+        {SUBJECT: subject.model, TWIN: twin},
+        all_views(setting.ridge),
+        capture,
+        lambda done, total: progress(done, total + bool(turned)),
+    )
+    results = dict(sweep.run(own))
+    for stage in turned:
+        shorter = replace(plan, task=stage.task, sequences=max(plan.sequences // 4, 256))
+        view = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
+        results |= Sweep(shorter, {SUBJECT: subject.model}, view, capture).run((stage,))
+        progress(1, 1)
+    return results, sweep.clipped_share
+
+
+def _judge(
+    setting: Setting, results: Results, findings: Mapping[str, Finding], clipped: float
+) -> verdict.Verdict:
+    layered, flat = response_stages(setting)
+    thresholds = verdict.Thresholds.load()
+
+    def read_view(view: str) -> Reading:
+        return read(flat, results[flat, view], OUTPUT, "judged")
+
+    first, stop = setting.windows.judged
+    evidence = verdict.Evidence(
+        reading=read(layered, results[layered, SUBJECT], OUTPUT, "judged"),
+        instruments=verdict.check_instruments(read_view, thresholds),
+        nudge=_nudge(setting, results),
+        findings=findings,
+        layers=setting.layers,
+        clipped_share=clipped,
+        scope=f"task {setting.task.name}, in distribution, positions {first}..{stop - 1}",
+    )
+    return verdict.judge(evidence, thresholds)
+
+
+def _nudge(setting: Setting, results: Results) -> verdict.Nudge | None:
+    for stage in nudge.nudge_of(setting):
+        alpha, fixed = stage.read(results)
+        return verdict.Nudge(alpha.value, fixed.value, nudge.is_single(setting.task))
+    return None
+
+
+def _describe_subject(subject: Subject) -> dict[str, object]:
+    return {
+        "name": subject.name,
+        "format": subject.format,
+        "sha256": subject.sha256,
+        "layers": len(subject.model.blocks),
+        "parameters": subject.parameters,
+    }
+
+
+def _describe_task(plan: Plan, clipped: float) -> dict[str, object]:
+    params = {**plan.task.params(), "clipped_share": clipped}
+    return {
+        "name": plan.task.name,
+        "params": params,
+        "sequences": plan.sequences,
+        "seed": plan.seed,
+    }
+
+
+def _describe_run(plan: Plan, seconds: float) -> dict[str, object]:
+    return {
+        "wall_seconds": round(seconds, 1),
+        "engine": "local",
+        "device": "cpu",
+        "workers": plan.workers,
+        "batch_size": plan.batch_size,
+        "host": platform.node(),
+        "versions": {
+            "mesaprobe": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
