@@ -303,11 +303,11 @@ def test_sides_that_are_no_numbers(tmp_path: Path) -> None:
 
 def doubling(start: bytes, step: Callable[[bytes, bytes], bytes], levels: int = 60) -> bytes:
     """Each level holds the one before twice, through the memo: 2^levels ends."""
-    body = start + b"q\x00"
+    body = start + b"q\x000"
     for level in range(levels):
         earlier = b"h" + bytes([level])
-        body += step(earlier, earlier) + b"q" + bytes([level + 1])
-    return body
+        body += step(earlier, earlier) + b"q" + bytes([level + 1]) + b"0"
+    return body + b"h" + bytes([levels])
 
 
 BOMBS = {
@@ -328,7 +328,7 @@ BOMBS = {
     + b"tR",
     "deep lists": b"](" * 20_000 + b"e" * 20_000,
     "deep tuples": b")" + b"\x85" * 100_000,
-    "hash of deep tuples": b"})" + b"\x85" * 100_000 + b"Ns",
+    "hash of deep tuples": b"})" + b"\x85" * 500_000 + b"Ns",
     "deep dicts": (b"}" + text("a")) * 10_000 + b"N" + b"s" * 10_000,
     "list of itself": b"]q\x00h\x00a",
     "dict of itself": b"}q\x00" + text("a") + b"h\x00s",
