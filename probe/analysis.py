@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from probe.errors import InputError
 from probe.findings import Finding
@@ -37,6 +37,7 @@ class Setting:
     protocol: str = "held-out"
 
 
+@runtime_checkable
 class Analysis(Protocol):
     """Asks one question. Declares its stages, then draws its conclusion from what they measured."""
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class _Problem:
         return (float(self.mu.max()) + penalty) / max(smallest + penalty, TINY)
 
 
+@runtime_checkable
 class _Data(Protocol):
     """What an estimator remembers of the rows that it has seen."""
 
@@ -174,7 +175,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.alphas = alphas
         self.fit_intercept = fit_intercept
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any) -> "RidgeProbe":
         """Fits to these rows alone.
 
         Args:
@@ -189,7 +190,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._solved()
         return self
 
-    def partial_fit(self, X: Any, y: Any) -> Self:
+    def partial_fit(self, X: Any, y: Any) -> "RidgeProbe":
         """Adds rows.
 
         Args:
@@ -201,7 +202,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """
         return self._add(X, y, first=not self.__sklearn_is_fitted__())
 
-    def merge(self, other: "RidgeProbe") -> Self:
+    def merge(self, other: "RidgeProbe") -> "RidgeProbe":
         """Adds the rows that another probe has seen.
 
         Raises:
@@ -276,7 +277,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             "intercept": self.fit_intercept,
         }
 
-    def _add(self, X: Any, y: Any, first: bool) -> Self:
+    def _add(self, X: Any, y: Any, first: bool) -> "RidgeProbe":
         X, y = validate_data(
             self,
             X,

@@ -53,7 +53,7 @@ def layer_moments(
     by_position = y.transpose(0, 1)
     stacked = x.permute(2, 1, 0, 3).reshape(time, batch, layers * d)
     xy = (stacked.mT @ by_position).unflatten(1, (layers, d)).transpose(0, 1)
-    rows = x.transpose(1, 2)
+    rows = x.transpose(1, 2).contiguous()  # one copy; the product would make two
     yy = y.square().sum(0).expand(layers, time, -1)
     return Moments(rows.mT @ rows, xy, yy)
 
@@ -106,6 +106,6 @@ class CentredMoments:
         return Moments(own.xx + around.xx, own.xy + around.xy, own.yy + around.yy)
 
 
-def _outer(x: Float[Tensor, " d"], y: Float[Tensor, " k"], weight: float) -> Moments:
+def _outer(x: Float[Tensor, " d"], y: Float[Tensor, " k"], weight: int | float) -> Moments:
     """`weight` times the moments of a single row."""
     return Moments(weight * torch.outer(x, x), weight * torch.outer(x, y), weight * y.square())

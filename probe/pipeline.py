@@ -91,8 +91,12 @@ def _check_fit(subject: Subject, plan: Plan) -> None:
 
 def _measure(
     request: Request, setting: Setting, wanted: list[Stage], progress: Progress
-) -> tuple[Results, float]:
-    """One sweep over the task's own law, and a shorter one over each other law."""
+) -> tuple[Results, dict[str, float]]:
+    """One sweep over the task's own law, and a shorter one over each other law.
+
+    Returns:
+        What the stages measured, and the share of clipped entries under each law.
+    """
     subject, plan = request.subject, request.plan
     turned = nudge.nudge_of(setting)
     own = tuple(stage for stage in wanted if not isinstance(stage, nudge.NudgeStage))
@@ -105,16 +109,22 @@ def _measure(
         lambda done, total: progress(done, total + bool(turned)),
     )
     results = dict(sweep.run(own))
+    clipped = {"in distribution": sweep.clipped_share}
     for stage in turned:
         shorter = replace(plan, task=stage.task, sequences=max(plan.sequences // 4, 256))
         view = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
-        results |= Sweep(shorter, {SUBJECT: subject.model}, view, capture).run((stage,))
+        nudged = Sweep(shorter, {SUBJECT: subject.model}, view, capture)
+        results |= nudged.run((stage,))
+        clipped["nudged teacher"] = nudged.clipped_share
         progress(1, 1)
-    return results, sweep.clipped_share
+    return results, clipped
 
 
 def _judge(
-    setting: Setting, results: Results, findings: Mapping[str, Finding], clipped: float
+    setting: Setting,
+    results: Results,
+    findings: Mapping[str, Finding],
+    clipped: Mapping[str, float],
 ) -> verdict.Verdict:
     layered, flat = response_stages(setting)
     thresholds = verdict.Thresholds.load()
@@ -126,19 +136,21 @@ def _judge(
     evidence = verdict.Evidence(
         reading=read(layered, results[layered, SUBJECT], OUTPUT, "judged"),
         instruments=verdict.check_instruments(read_view, thresholds),
-        nudge=_nudge(setting, results),
+        nudge=_nudge(setting, results, clipped),
         findings=findings,
         layers=setting.layers,
-        clipped_share=clipped,
         scope=f"task {setting.task.name}, in distribution, positions {first}..{stop - 1}",
     )
     return verdict.judge(evidence, thresholds)
 
 
-def _nudge(setting: Setting, results: Results) -> verdict.Nudge | None:
+def _nudge(
+    setting: Setting, results: Results, clipped: Mapping[str, float]
+) -> verdict.Nudge | None:
     for stage in nudge.nudge_of(setting):
         alpha, fixed = stage.read(results)
-        return verdict.Nudge(alpha.value, fixed.value, nudge.is_single(setting.task))
+        excess = clipped["nudged teacher"] - clipped["in distribution"]
+        return verdict.Nudge(alpha.value, fixed.value, nudge.is_single(setting.task), excess)
     return None
 
 
@@ -152,8 +164,8 @@ def _describe_subject(subject: Subject) -> dict[str, object]:
     }
 
 
-def _describe_task(plan: Plan, clipped: float) -> dict[str, object]:
-    params = {**plan.task.params(), "clipped_share": clipped}
+def _describe_task(plan: Plan, clipped: Mapping[str, float]) -> dict[str, object]:
+    params = {**plan.task.params(), "clipped_share": dict(clipped)}
     return {
         "name": plan.task.name,
         "params": params,

@@ -93,6 +93,11 @@ class Spectrum:
         weight = torch.where(self.present, f(self.mu), 0.0)
         return torch.einsum("btvi,bti->btv", self.maps, weight * self.query)
 
+    def of_queries(self, queries: Float[Tensor, "batch time d_k"]) -> "Spectrum":
+        """The same moments under other queries."""
+        coordinates = torch.einsum("btki,btk->bti", self.basis, queries.double())
+        return replace(self, query=coordinates)
+
     def filtered_query(
         self, f: Callable[[Float[Tensor, "batch time d_k"]], Float[Tensor, "batch time d_k"]]
     ) -> Float[Tensor, "batch time d_k"]:

@@ -138,13 +138,14 @@ class ResponseStage:
     def _stream_products(self, batch: Batch, columns: Tensor) -> Sums:
         """Stream with itself, with the target, and with the columns, per layer and position."""
         start, stop = self.atoms[0][0], self.atoms[-1][1]
-        stream = batch.capture.layers[:, :, start:stop].permute(0, 2, 1, 3)
+        stream = batch.capture.layers[:, :, start:stop].permute(0, 2, 1, 3).contiguous()
         target = batch.context.problem.targets[:, start:stop].transpose(0, 1).float()
-        sample = columns[:, start:stop].permute(1, 2, 3, 0).flatten(1, 2)
+        sample = columns[:, start:stop].flatten(2).permute(1, 2, 0)
+        joined = stream.permute(1, 2, 0, 3).flatten(2)  # the layers side by side: one product
         return {
             "stream": stream.mT @ stream,
             "stream_target": stream.mT @ target,
-            "columns_stream": sample @ stream,
+            "columns_stream": sample @ joined,
             "target_energy": (target**2).sum((1, 2)),
             "sequences": torch.tensor(float(stream.shape[2])),
         }
@@ -164,8 +165,9 @@ class ResponseStage:
         gram = total["gram"]
         if not self.layered:
             return gram
-        products = total["columns_stream"].unflatten(2, (-1, self._width))
-        cross = torch.einsum("ltvcd,ltdv->tcl", products, decoders)
+        products = total["columns_stream"].unflatten(2, (len(decoders), -1))
+        products = products.unflatten(1, (-1, self._width))
+        cross = torch.einsum("tvcld,ltdv->tcl", products, decoders)
         energy = torch.einsum("ltdv,ltde,ltev->tl", decoders, total["stream"], decoders)
         start = self.atoms[0][0]
         parts = [slice(a - start, b - start) for a, b in self.atoms]

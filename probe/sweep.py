@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from threading import local
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -52,15 +52,28 @@ class Context:
 
     @cached_property
     def swapped(self) -> "Context":
-        """The pairs of another sequence under the own query."""
-        return Context(self.sequences, self.problem.with_swapped_context())
+        """The pairs of another sequence under the own query; needs no new eigendecomposition."""
+        swapped = Context(self.sequences, self.problem.with_swapped_context())
+        swapped.moments = _rolled(self.moments)
+        swapped.spectrum = _rolled(self.spectrum).of_queries(self.problem.queries)
+        return swapped
 
     @cached_property
     def another(self) -> "Context":
         """Another sequence altogether."""
-        fields = vars(self.sequences).items()
-        rolled: Any = {name: t.roll(1, 0) for name, t in fields if isinstance(t, Tensor)}
-        return Context(replace(self.sequences, **rolled), self.problem.of_another_sequence())
+        another = Context(_rolled(self.sequences), self.problem.of_another_sequence())
+        another.moments, another.spectrum = _rolled(self.moments), _rolled(self.spectrum)
+        return another
+
+
+Sample = TypeVar("Sample", Sequences, PrefixMoments, Spectrum)
+
+
+def _rolled(sample: Sample) -> Sample:
+    """The sample with every tensor belonging to the sequence before."""
+    tensors = {name: t.roll(1, 0) for name, t in vars(sample).items() if isinstance(t, Tensor)}
+    rolled: Any = replace(sample, **tensors)
+    return rolled
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class Batch:
         return sums.index_add_(0, self.blocks, per_sequence.double())
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One measurement. Frozen, and equal to another stage if it measures the same: run once."""
 

@@ -44,7 +44,8 @@ class Thresholds:
         max_degree: Polynomials up to this degree count as first order.
         nudge_follows: Below this alpha a model does not follow a nudged teacher.
         memorised_r2: Above this R^2 of the fixed teacher the map is memorised.
-        clipped: Above this share of clipped entries no verdict is given.
+        clipped: An input law that clips this much more of its entries than the task's own law
+            narrows no verdict and decides none.
     """
 
     delta: float
@@ -81,11 +82,13 @@ class Nudge:
         alpha: 1 if it follows the nudged teacher, 0 if it stays with the old one.
         fixed_r2: R^2 of the old teacher's map.
         single: Whether the task has one teacher, so that the nudge is judged first.
+        clipped: How much more of its entries the nudged law clips than the task's own.
     """
 
     alpha: float
     fixed_r2: float
     single: bool
+    clipped: float
 
 
 def classify(reading: Reading, thresholds: Thresholds) -> Class:
@@ -194,7 +197,6 @@ class Evidence:
         nudge: The nudge of the teacher, where the task allows one.
         findings: The findings, by analysis.
         layers: Number of blocks.
-        clipped_share: Share of clipped entries in the data.
         scope: Input law and positions, in words.
     """
 
@@ -203,7 +205,6 @@ class Evidence:
     nudge: Nudge | None
     findings: Mapping[str, Finding]
     layers: int
-    clipped_share: float
     scope: str
 
 
@@ -213,9 +214,6 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     if broken:
         names = ", ".join(f"{check.name} reads {check.reads}" for check in broken)
         return _empty(evidence, f"No verdict: the instruments misread ({names}).")
-    if evidence.clipped_share > thresholds.clipped:
-        share = f"{evidence.clipped_share:.1%}"
-        return _empty(evidence, f"No verdict: {share} of the data is clipped by the task.")
     found = _class_by_nudge(evidence.nudge, thresholds) or classify(evidence.reading, thresholds)
     groups = standing(evidence.reading, thresholds)
     score = _named(found, groups, evidence.reading)
@@ -245,7 +243,9 @@ _NULL_FAMILY = {"nearest_neighbours": "kernel_smoother", "oracle": "none"}
 
 def _class_by_nudge(nudge: Nudge | None, thresholds: Thresholds) -> Class | None:
     """One-teacher tasks: a model that ignores a turn of its teacher has memorised it."""
-    if nudge is None or not nudge.single or nudge.alpha >= thresholds.nudge_follows:
+    if nudge is None or not nudge.single or nudge.clipped > thresholds.clipped:
+        return None
+    if nudge.alpha >= thresholds.nudge_follows:
         return None
     distance = thresholds.nudge_follows - nudge.alpha
     if nudge.fixed_r2 > thresholds.memorised_r2:
