@@ -1,0 +1,116 @@
+"""Measures one model on one sample, under the published protocol."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probe.capture import capture
+from probe.models.transformer import SequenceTransformer
+from probe.problem import prefix_moments
+from probe.reproduction import in_sample, published
+from probe.reproduction.published import Probing
+from probe.sampling import generator_for
+from probe.solvers.chebyshev_recursion import Recursion
+from probe.tasks.base import Sequences, Task
+
+SEQUENCES = 256
+SEEDS = 5
+LENGTH = 50
+OUTLIER = 2.0  # a sample this many standard deviations or more above the mean norm is dropped
+BINDING_LAGS = 7
+BINDING_LAYER = 1
+
+Measured = dict[str, Float[Tensor, "positions columns"]]
+
+
+def sample(task: Task, seed: int, repetition: int) -> Sequences:
+    """A fresh sample; all models on one kind of dynamics see the same one, as was published."""
+    return task.sample(SEQUENCES, generator_for(seed, repetition))
+
+
+def loss_by_position(
+    predictions: Float[Tensor, "batch time d_v"], sequences: Sequences
+) -> Float[Tensor, "time 1"]:
+    """L_t: half the mean squared norm of the error."""
+    error = predictions.double() - sequences.observations[:, 1:].double()
+    return error.square().sum(-1).mean(0)[:, None] / 2
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Everything that is measured of a model.
+
+    Attributes:
+        task: Its task.
+        quantities: What is asked for.
+        probing: How the preconditioned probe is set; needed for it and its control only.
+        recursions: Trained constants by name.
+    """
+
+    task: Task
+    quantities: frozenset[str]
+    probing: Probing | None
+    recursions: Mapping[str, Recursion]
+
+    def measure(self, model: SequenceTransformer, sequences: Sequences) -> Measured:
+        """One forward pass, then every quantity."""
+        seen = capture(model, sequences.tokens, SEQUENCES)
+        found = {published.LOSS: loss_by_position(seen.output, sequences)}
+        if self.quantities & {published.CURRENT, published.NEXT}:
+            found |= _plain_probes(seen.layers, sequences)
+        if self.quantities & {published.PRECONDITIONED, published.CONTROL}:
+            target = self._preconditioned(sequences)
+            found |= _preconditioned_probes(seen.layers, sequences, target)
+        if published.BINDING in self.quantities:
+            found[published.BINDING] = _binding(seen.layers[BINDING_LAYER], sequences)
+        return {name: value for name, value in found.items() if name in self.quantities}
+
+    def _preconditioned(self, sequences: Sequences) -> Float[Tensor, "batch time d"]:
+        assert self.probing is not None
+        gram = prefix_moments(self.task.problem(sequences)).gram
+        gram = gram + self.probing.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype)
+        recursion = self.recursions[self.probing.recursion]
+        return recursion.solve(gram, sequences.features.double()[..., None])[..., 0]
+
+
+def without_outliers(
+    targets: Float[Tensor, "time batch d"],
+) -> Bool[Tensor, "time batch"]:
+    """Samples whose target norm is less than two standard deviations above the mean."""
+    norm = targets.norm(dim=-1)
+    mean, spread = norm.mean(1, keepdim=True), norm.std(1, keepdim=True, correction=0)
+    return norm - mean < OUTLIER * spread
+
+
+def _plain_probes(layers: Tensor, sequences: Sequences) -> Measured:
+    cells = layers.transpose(1, 2)
+    everyone = torch.ones(cells.shape[1:3], dtype=torch.bool)
+    fitted = in_sample.fit(cells, everyone)
+    return {
+        published.CURRENT: fitted.loss(sequences.features.transpose(0, 1)).mT,
+        published.NEXT: fitted.loss(sequences.observations[:, 1:].transpose(0, 1)).mT,
+    }
+
+
+def _preconditioned_probes(layers: Tensor, sequences: Sequences, target: Tensor) -> Measured:
+    """The probe for the target, and its control: does the target alone give the next token?"""
+    targets = target.transpose(0, 1)
+    kept = without_outliers(targets)
+    following = sequences.observations[:, 1:].transpose(0, 1)
+    control = in_sample.fit(targets.to(layers.dtype), kept).loss(following)
+    return {
+        published.PRECONDITIONED: in_sample.fit(layers.transpose(1, 2), kept).loss(targets).mT,
+        published.CONTROL: control[:, None],
+    }
+
+
+def _binding(stream: Tensor, sequences: Sequences) -> Tensor:
+    """Mean squared error per channel of decoding s_{t-7} .. s_t from the stream at the last t."""
+    tokens = sequences.observations[:, :-1]
+    targets = tokens[:, -1 - BINDING_LAGS :].transpose(0, 1)
+    everyone = torch.ones(1, len(stream), dtype=torch.bool)
+    last = stream[None, :, -1].expand(len(targets), -1, -1)
+    return in_sample.fit(last, everyone).loss(targets)[:, None] * 2 / tokens.shape[-1]

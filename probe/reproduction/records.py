@@ -1,0 +1,190 @@
+"""What a reproduction is: rows, what was left out and why, and the summary."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from probe.reproduction.published import LOSS, PROBES
+
+SPREADS = 3.0
+SMALLEST = 1e-6  # below, a published probe loss is rounding
+AT_START = "position 0: nothing to learn from; low-rank activations are fitted to rounding"
+ROUNDING = f"published mean at most {SMALLEST:g}: rounding"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published number beside ours.
+
+    Attributes:
+        checkpoint: File of the checkpoint, or name of the reference algorithm.
+        quantity: loss, current, next, preconditioned, control or token_binding.
+        layer: Blocks before the activations; None where no layer is read.
+        position: Position, counted from 0; None for a mean over positions.
+        published: Mean over the published seeds.
+        spread: Standard deviation over the published seeds (n - 1); None where not published.
+        ours: Mean over our samples.
+    """
+
+    checkpoint: str
+    quantity: str
+    layer: int | None
+    position: int | None
+    published: float
+    spread: float | None
+    ours: float
+
+    @property
+    def difference(self) -> float:
+        """Ours over published, minus 1."""
+        return self.ours / self.published - 1 if self.published else math.inf
+
+    @property
+    def within(self) -> bool:
+        """Whether ours lies within three published spreads."""
+        return self.spread is not None and (
+            abs(self.ours - self.published) <= SPREADS * self.spread
+        )
+
+    @property
+    def excluded(self) -> str | None:
+        """Why a probe cell is not judged; None if it is, or if this is no probe."""
+        if self.quantity not in PROBES:
+            return None
+        if self.position == 0:
+            return AT_START
+        return ROUNDING if self.published <= SMALLEST else None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the row is one of the probe cells that the summary pools."""
+        return self.quantity in PROBES and self.excluded is None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was not compared, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """The loss of a model, averaged over positions."""
+
+    checkpoint: str
+    published: float
+    ours: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """How well the cells of one quantity agree."""
+
+    quantity: str
+    cells: int
+    within_3_spreads: float
+    median_difference: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers on top.
+
+    Attributes:
+        rows: Number of rows.
+        judged: Probe cells at position >= 1 whose published mean exceeds 1e-6.
+        within_3_spreads: Share of judged cells within three published spreads; NaN without any.
+        median_difference: Median of |ours / published - 1| over judged cells.
+        worst_mean_difference: Largest |ours / published - 1| of a loss averaged over positions.
+        worst_checkpoint: Whose loss that is.
+        means: The averaged losses.
+        quantities: Agreement by quantity; probes by their judged cells, others by all rows.
+        excluded: Probe cells that are not judged, by reason.
+        skipped: What was not compared, with reasons.
+        unknown_files: Files in the folder that belong to nothing we know.
+    """
+
+    rows: int
+    judged: int
+    within_3_spreads: float
+    median_difference: float
+    worst_mean_difference: float
+    worst_checkpoint: str
+    means: tuple[MeanLoss, ...]
+    quantities: tuple[Pooled, ...]
+    excluded: Mapping[str, int]
+    skipped: tuple[Skipped, ...]
+    unknown_files: int
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The outcome of `reproduce`."""
+
+    seed: int
+    rows: tuple[Row, ...]
+    summary: Summary
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON; what is not a number becomes null."""
+        rows = [asdict(row) | {"excluded": row.excluded} for row in self.rows]
+        plain = {"seed": self.seed, "summary": asdict(self.summary), "rows": rows}
+        return {key: _plain(value) for key, value in plain.items()}
+
+
+def summarised(rows: tuple[Row, ...], skipped: tuple[Skipped, ...], unknown_files: int) -> Summary:
+    """Counts and pools."""
+    judged = [row for row in rows if row.judged]
+    pooled = _pool("all probes", judged)
+    means = _means(rows)
+    worst = max(means, key=lambda mean: abs(mean.difference), default=None)
+    quantities = dict.fromkeys(row.quantity for row in rows if row.position is not None)
+    return Summary(
+        rows=len(rows),
+        judged=len(judged),
+        within_3_spreads=pooled.within_3_spreads,
+        median_difference=pooled.median_difference,
+        worst_mean_difference=abs(worst.difference) if worst else math.nan,
+        worst_checkpoint=worst.checkpoint if worst else "",
+        means=means,
+        quantities=tuple(
+            _pool(name, [r for r in rows if r.quantity == name and r.excluded is None])
+            for name in quantities
+        ),
+        excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
+        skipped=skipped,
+        unknown_files=unknown_files,
+    )
+
+
+def _pool(name: str, rows: list[Row]) -> Pooled:
+    if not rows:
+        return Pooled(name, 0, math.nan, math.nan)
+    share = sum(row.within for row in rows) / len(rows)
+    return Pooled(name, len(rows), share, statistics.median(abs(r.difference) for r in rows))
+
+
+def _means(rows: tuple[Row, ...]) -> tuple[MeanLoss, ...]:
+    losses: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.quantity == LOSS:
+            losses.setdefault(row.checkpoint, []).append(row)
+    means = []
+    for checkpoint, own in losses.items():
+        published = statistics.fmean(row.published for row in own)
+        ours = statistics.fmean(row.ours for row in own)
+        means.append(MeanLoss(checkpoint, published, ours, ours / published - 1))
+    return tuple(means)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
