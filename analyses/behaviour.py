@@ -105,7 +105,7 @@ def _rows(measured: Measured) -> Iterator[dict[str, object]]:
     for position in range(losses.shape[1]):
         for i, predictor in enumerate(PREDICTORS):
             yield {
-                "position": position,
+                "position": position + 1,
                 "predictor": predictor,
                 "loss": float(means[position, i]),
                 "loss_se": float(errors[position, i]),
@@ -122,7 +122,7 @@ def _figure(rows: list[dict[str, object]]) -> LineChart:
     frame = pd.DataFrame(rows)
     series = []
     for predictor, part in frame.groupby("predictor", sort=False):
-        part = part[part["position"] > 0]
+        part = part[part["position"] > 1]
         low = (part["loss"] - 1.96 * part["loss_se"]).clip(lower=part["loss"] * 0.2)
         series.append(
             Series(
@@ -139,7 +139,7 @@ def _figure(rows: list[dict[str, object]]) -> LineChart:
         "Loss by position",
         "Loss on fresh sequences with 95 % bands. The mesa-layer and the gradient step are fitted "
         "to the task, not to the model; the oracle knows the teacher, so it shows the noise floor.",
-        "position (pairs in the context)",
+        "position t (tokens seen)",
         "loss",
         tuple(series),
         log_y=True,

@@ -28,6 +28,7 @@ from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.scores import CurveBand, Reading, curve_band, read
 from probe.statistics import Interval
 from probe.sweep import Measured, Results
+from probe.tasks.base import label
 from probe.verdict import Thresholds, classify
 from probe.views import PLANTED, SUBJECT, SWAPPED, TWIN
 
@@ -157,14 +158,14 @@ def _family_rows(
 ) -> Iterator[dict[str, object]]:
     for site, window in subject.learned.members:
         layer, kind = _place(site, setting.layers)
-        first, stop = getattr(setting.windows, window)
+        positions = label(getattr(setting.windows, window))
         reading = read(stage, subject, site, window)
         for score in reading.scores:
             r2, error = reading.r2(score), reading.error_r2(score)
             constants = " ".join(f"{key}={value:.6g}" for key, value in score.constants.items())
             yield {
                 "layer": layer,
-                "positions": f"{first}..{stop - 1}",
+                "positions": positions,
                 "family": score.family,
                 "parameters": constants or f"{score.free} fitted",
                 "r2": r2.value,

@@ -16,6 +16,7 @@ from probe.pilot import scout
 from probe.response_stage import OUTPUT, response_stages
 from probe.scores import Reading, read
 from probe.sweep import Plan, Results, Stage, Sweep
+from probe.tasks.base import label
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
 Progress = Callable[[int, int], None]
@@ -132,14 +133,13 @@ def _judge(
     def read_view(view: str) -> Reading:
         return read(flat, results[flat, view], OUTPUT, "judged")
 
-    first, stop = setting.windows.judged
     evidence = verdict.Evidence(
         reading=read(layered, results[layered, SUBJECT], OUTPUT, "judged"),
         instruments=verdict.check_instruments(read_view, thresholds),
         nudge=_nudge(setting, results, clipped),
         findings=findings,
         layers=setting.layers,
-        scope=f"task {setting.task.name}, in distribution, positions {first}..{stop - 1}",
+        scope=f"task {setting.task.name}, in distribution, t = {label(setting.windows.judged)}",
     )
     return verdict.judge(evidence, thresholds)
 

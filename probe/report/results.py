@@ -32,7 +32,7 @@ def results_dict(report: Report) -> dict[str, Any]:
         "subject": {key: plain(report.subject[key]) for key in _SUBJECT},
         "task": {key: plain(report.task[key]) for key in _TASK},
         "verdict": _verdict(report.verdict),
-        "reference": None if report.reference is None else _reference(report.reference),
+        "reference": None if report.reference is None else reference_dict(report.reference),
         "findings": [_finding(finding) for finding in report.findings],
     }
 
@@ -108,7 +108,8 @@ def _instrument(instrument: Instrument) -> dict[str, Any]:
     }
 
 
-def _reference(reference: Reference) -> dict[str, Any]:
+def reference_dict(reference: Reference) -> dict[str, Any]:
+    """The comparison with the mesa-layer."""
     return {
         "lambda": plain(reference.ridge),
         "loss": plain(reference.loss),

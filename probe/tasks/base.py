@@ -70,10 +70,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """Ranges of positions [start, stop) over which a response is read.
+    """Ranges of positions over which a response is read, as slices [start, stop) from 0.
 
     Attributes:
-        unsolved: Fewer pairs than about 1.5 dimensions: the learner's bias shows here.
+        unsolved: Few pairs for the dimensions to be learned: the learner's bias shows here.
         judged: Where the class of the algorithm is decided.
         solved: The positions after `unsolved`, where a good model nearly equals the oracle.
         probed: Middle positions for the statistic that is named in advance.
@@ -88,10 +88,17 @@ class Windows:
 def windows(width: int, length: int) -> Windows:
     """Windows for problems of `width` key channels and `length` positions.
 
-    For 10 channels and 50 positions: 2..14, 5..49, 15..49 and 15..45.
+    For 10 channels and 50 positions t = 1..50: 2..14, 5..49, 15..49 and 15..45.
     """
-    knee = min(width + width // 2, length - 2)
-    return Windows((2, knee), (max(2, width // 2), length), (knee, length), (knee, length - 4))
+    knee = min(width + width // 2, length - 5) - 1
+    judged = max(2, width // 2) - 1
+    last = length - 1
+    return Windows((1, knee), (min(judged, knee - 1), last), (knee, last), (knee, last - 4))
+
+
+def label(window: tuple[int, int]) -> str:
+    """The positions t of a window. t counts the tokens seen, so there are t - 1 pairs."""
+    return f"{window[0] + 1}..{window[1]}"
 
 
 def shifted(sequence: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
