@@ -6,7 +6,7 @@ j <= t, which costs it a factor of up to 20 around t = d. The gradient step uses
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,10 @@ from probe.solvers.chebyshev_recursion import Recursion
 from probe.tasks.base import shifted
 from probe.tasks.partial_observation import delay_embedding
 
-CHUNK = 32
+CHUNK = 4
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """Predicts at every position."""
 
@@ -58,14 +59,16 @@ class LaggedLeastSquares:
         self, problem: InContextProblem, recursions: Mapping[str, Recursion]
     ) -> Float[Tensor, "batch time d_v"]:
         """Leaves out the last pair."""
-        moments = prefix_moments(problem)
-        gram = shifted(moments.gram) + self.ridge * torch.eye(moments.gram.shape[-1]).double()
+        known = replace(problem, keys=shifted(problem.keys), values=shifted(problem.values))
+        moments = prefix_moments(known)
+        gram = moments.gram
+        gram.diagonal(dim1=-2, dim2=-1).add_(self.ridge)
         query = problem.queries.double()[..., None]
         if self.recursion is None:
             solved = torch.linalg.solve(gram, query)
         else:
             solved = recursions[self.recursion].solve(gram, query)
-        return _apply(shifted(moments.cross), solved[..., 0])
+        return _apply(moments.cross, solved[..., 0])
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _losses(rows: list[Row]) -> Figure:
 
 
 def _panel(axes: Axes, name: str, rows: list[Row]) -> None:
-    x = [row.position for row in rows]
+    x = [row.position or 0 for row in rows]
     axes.plot(x, [r.ours for r in rows], color=palette.MODEL[0].light, linewidth=1.3)
     axes.plot(x, [r.published for r in rows], ".", color=palette.MODEL[1].light, markersize=3)
     folder, _, file = name.removesuffix(".pkl").rpartition("/")

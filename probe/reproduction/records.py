@@ -25,7 +25,7 @@ class Row:
         position: Position, counted from 0; None for a mean over positions.
         published: Mean over the published seeds.
         spread: Standard deviation over the published seeds (n - 1); None where not published.
-        ours: Mean over our samples.
+        ours: Mean over our samples: 5, or more for a loss averaged over positions.
     """
 
     checkpoint: str
@@ -143,7 +143,8 @@ def summarised(rows: tuple[Row, ...], skipped: tuple[Skipped, ...], unknown_file
     pooled = _pool("all probes", judged)
     means = _means(rows)
     worst = max(means, key=lambda mean: abs(mean.difference), default=None)
-    quantities = dict.fromkeys(row.quantity for row in rows if row.position is not None)
+    placed = [row for row in rows if row.position is not None]
+    quantities = dict.fromkeys(row.quantity for row in placed)
     return Summary(
         rows=len(rows),
         judged=len(judged),
@@ -153,7 +154,7 @@ def summarised(rows: tuple[Row, ...], skipped: tuple[Skipped, ...], unknown_file
         worst_checkpoint=worst.checkpoint if worst else "",
         means=means,
         quantities=tuple(
-            _pool(name, [r for r in rows if r.quantity == name and r.excluded is None])
+            _pool(name, [r for r in placed if r.quantity == name and r.excluded is None])
             for name in quantities
         ),
         excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
@@ -170,16 +171,11 @@ def _pool(name: str, rows: list[Row]) -> Pooled:
 
 
 def _means(rows: tuple[Row, ...]) -> tuple[MeanLoss, ...]:
-    losses: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.quantity == LOSS:
-            losses.setdefault(row.checkpoint, []).append(row)
-    means = []
-    for checkpoint, own in losses.items():
-        published = statistics.fmean(row.published for row in own)
-        ours = statistics.fmean(row.ours for row in own)
-        means.append(MeanLoss(checkpoint, published, ours, ours / published - 1))
-    return tuple(means)
+    return tuple(
+        MeanLoss(row.checkpoint, row.published, row.ours, row.difference)
+        for row in rows
+        if row.quantity == LOSS and row.position is None
+    )
 
 
 def _plain(value: object) -> object:
