@@ -49,14 +49,15 @@ class SpectralResponse:
 
     def conclude(self, setting: Setting, results: Results) -> Finding:
         """Supports if the output reads as a solver."""
-        layered, flat = self.stages(setting)
+        stages = {view: stage for stage in self.stages(setting) for view in stage.views}
+        layered = stages[SUBJECT]
         subject = results[layered, SUBJECT]
         output = read(layered, subject, OUTPUT, "judged")
         bands = {site: curve_band(layered, subject, site) for site in subject.learned.sites}
         metrics = _metrics(output) | _effective(layered, bands, setting)
         controls = {
             f"spline_r2 ({view})": _metric(
-                _spline_r2(read(flat, results[flat, view], OUTPUT, "judged")), R2
+                _spline_r2(read(stages[view], results[stages[view], view], OUTPUT, "judged")), R2
             )
             for view in (TWIN, SWAPPED, PLANTED)
         }
@@ -133,7 +134,7 @@ def _response_rows(
 ) -> Iterator[dict[str, object]]:
     for site, band in bands.items():
         layer, kind = _place(site, _layers(bands))
-        for i, mu in enumerate(stage.knots):
+        for i, mu in enumerate(stage.columns.knots):
             yield {
                 "layer": layer,
                 "mu": mu,

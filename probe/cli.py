@@ -1,4 +1,4 @@
-"""The `mesaprobe` command. Everything heavy is imported inside the commands, so that help is fast."""
+"""The `mesaprobe` command. Commands import what is heavy by themselves, so that help is fast."""
 
 import json
 import sys

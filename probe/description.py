@@ -46,11 +46,11 @@ class Description:
 
     def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """(title, columns, rows) of each table."""
-        tensors = [
+        tensors: list[tuple[str, ...]] = [
             (t.name, t.source, "x".join(map(str, t.shape)), t.sha256[:12])
             for t in self.subject.tensors
         ]
-        sites = [
+        sites: list[tuple[str, ...]] = [
             (s.name, "x".join(map(str, s.shape)), f"{s.bytes_per_batch / 2**20:.1f}")
             for s in self.sites
         ]

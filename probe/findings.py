@@ -1,4 +1,4 @@
-"""What analyses hand on: findings with their numbers, tables and figures. Reports read nothing else."""
+"""What analyses hand on: findings with numbers, tables and figures. Reports read nothing else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -171,7 +171,8 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     _eps: float
     _flat: bool
 
-    def __init__(self, alphas: Any = None, fit_intercept: bool = True):
+    def __init__(self, alphas: Any = None, fit_intercept: Any = True):
+        # scikit-learn asks that parameters of any type are taken here, and judged in `fit`.
         self.alphas = alphas
         self.fit_intercept = fit_intercept
 
@@ -308,7 +309,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return self._solution
 
     def _solve(self, data: _Data) -> _Solution:
-        problem = data.problem(self.fit_intercept, self._eps)
+        problem = data.problem(bool(self.fit_intercept), self._eps)
         grid = self._penalties(problem.mu)
         best = int(problem.gcv(grid).argmin())
         alpha = float(grid[best])

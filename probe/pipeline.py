@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
 import torch
 
 from probe import __version__, nudge, reference, verdict
@@ -48,15 +49,16 @@ def analyze(request: Request, progress: Progress = lambda done, total: None) -> 
     _check_fit(subject, plan)
     analyses = find_analyses(request.only)
     setting = scout(plan, len(subject.model.blocks))
-    core = (*response_stages(setting), reference.ReferenceStage(setting.ridge))
-    wanted: list[Stage] = [*core, *(stage for a in analyses for stage in a.stages(setting))]
+    beside = reference.ReferenceStage(setting.ridge)
+    wanted: list[Stage] = [*response_stages(setting), beside]
+    wanted += [stage for a in analyses for stage in a.stages(setting)]
     results, clipped = _measure(request, setting, wanted, progress)
     findings = {a.name: a.conclude(setting, results) for a in analyses}
     return Report(
         subject=_describe_subject(subject),
         task=_describe_task(plan, clipped),
         verdict=_judge(setting, results, findings, clipped),
-        reference=reference.conclude(results[core[2], SUBJECT]),
+        reference=reference.conclude(results[beside, SUBJECT]),
         findings=tuple(findings.values()),
         run=_describe_run(plan, time.time() - started),
     )
@@ -127,14 +129,14 @@ def _judge(
     findings: Mapping[str, Finding],
     clipped: Mapping[str, float],
 ) -> verdict.Verdict:
-    layered, flat = response_stages(setting)
+    stages = {view: stage for stage in response_stages(setting) for view in stage.views}
     thresholds = verdict.Thresholds.load()
 
     def read_view(view: str) -> Reading:
-        return read(flat, results[flat, view], OUTPUT, "judged")
+        return read(stages[view], results[stages[view], view], OUTPUT, "judged")
 
     evidence = verdict.Evidence(
-        reading=read(layered, results[layered, SUBJECT], OUTPUT, "judged"),
+        reading=read_view(SUBJECT),
         instruments=verdict.check_instruments(read_view, thresholds),
         nudge=_nudge(setting, results, clipped),
         findings=findings,

@@ -17,7 +17,7 @@ MODEL, MESA = 0, 1
 
 @dataclass(frozen=True)
 class FittedReference:
-    """Constants fitted to the targets of the fit split: lambda and the step of one gradient step."""
+    """Constants fitted to the targets of the fit split: lambda, and eta of one gradient step."""
 
     ridge: float
     eta: float

@@ -1,4 +1,4 @@
-"""Plug-ins by file: a module of a package that defines `NAMED` is found, without a list elsewhere."""
+"""Plug-ins by file: a module of a package that defines `NAMED` is found without any list."""
 
 import importlib
 import pkgutil

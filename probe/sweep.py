@@ -6,7 +6,7 @@ sequences, and every interval resamples blocks. Sums are added in the order of t
 shard has its own random stream and one thread, so the bits do not depend on batch size or workers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ SHARD = 256
 PILOT, FIT, TEST = range(3)
 
 Sums = dict[str, Tensor]
+Kept = TypeVar("Kept")
 
 
 class Context:
@@ -39,6 +40,14 @@ class Context:
 
     def __init__(self, sequences: Sequences, problem: InContextProblem):
         self.sequences, self.problem = sequences, problem
+        self._kept: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, compute: Callable[[], Kept]) -> Kept:
+        """What `compute` gave when `key` was first asked for; stages share their work by it."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        kept: Kept = self._kept[key]
+        return kept
 
     @cached_property
     def moments(self) -> PrefixMoments:
@@ -71,9 +80,9 @@ Sample = TypeVar("Sample", Sequences, PrefixMoments, Spectrum)
 
 def _rolled(sample: Sample) -> Sample:
     """The sample with every tensor belonging to the sequence before."""
-    tensors = {name: t.roll(1, 0) for name, t in vars(sample).items() if isinstance(t, Tensor)}
-    rolled: Any = replace(sample, **tensors)
-    return rolled
+    fields = vars(sample).items()
+    tensors: Any = {name: t.roll(1, 0) for name, t in fields if isinstance(t, Tensor)}
+    return replace(sample, **tensors)
 
 
 @dataclass(frozen=True)

@@ -231,14 +231,18 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         undecided=groups.undecided if learner else (),
         evidence_level=level,
         distance_to_margin=found.distance,
-        statement=_sentence(found, score, groups, evidence),
+        statement=_statement(found, score, groups, evidence.reading),
         instruments_ok=True,
         instruments=evidence.instruments,
         scope=evidence.scope,
     )
 
 
-_NULL_FAMILY = {"nearest_neighbours": "kernel_smoother", "oracle": "none"}
+_CONTRACT_NAMES = {
+    "normalised_descent": "gradient_descent",
+    "nearest_neighbours": "kernel_smoother",
+    "oracle": "none",
+}
 
 
 def _class_by_nudge(nudge: Nudge | None, thresholds: Thresholds) -> Class | None:
@@ -303,49 +307,32 @@ def _empty(evidence: Evidence, statement: str) -> Verdict:
     )
 
 
-def _sentence(found: Class, score: Score | None, groups: Standing, evidence: Evidence) -> str:
-    if found.name == "least_squares":
-        return (
-            "The forward pass solves least squares on its own context: "
-            f"{_describe(score)} explains {_share(score, evidence)} of its predictions{_also(score, groups)}."
-        )
-    if found.name == "first_order":
-        degree = f"degree {found.degree}"
-        what = "one step of gradient descent" if found.degree == 1 else f"a {degree} iteration"
-        return (
-            f"The forward pass runs {what} on its own context: "
-            f"{_describe(score)} explains {_share(score, evidence)} of its predictions{_also(score, groups)}."
-        )
-    if found.null != "none" or found.name == "context_free":
-        return f"No learning algorithm found: {_NULL_WORDS[found.name]}."
-    if found.name == "inconclusive":
-        return "Inconclusive: a short polynomial iteration and least squares fit equally well."
-    return "No learning algorithm found: none of the solvers explains the model's predictions."
+def _statement(found: Class, score: Score | None, groups: Standing, reading: Reading) -> str:
+    """The verdict in one sentence."""
+    if found.name in _LEARNERS:
+        runs = "solves least squares"
+        if found.name == "first_order":
+            one = found.degree == 1
+            runs = "runs one gradient step" if one else f"runs a {found.degree}-step iteration"
+        return f"The forward pass {runs} on its own context: {_fit(score, groups, reading)}."
+    return {
+        "context_free": "No learning algorithm found: a fixed map of the query does as well.",
+        "copy": "No learning algorithm found: a fixed mixture of the last tokens does as well.",
+        "kernel": "No learning algorithm found: a weighted average of the context does as well.",
+        "inconclusive": "Inconclusive: a short iteration and least squares fit equally well.",
+    }.get(found.name, "No learning algorithm found: no solver explains the predictions.")
 
 
-_NULL_WORDS = {
-    "context_free": "a fixed map of the query does as well, so the context is not learned from",
-    "copy": "a fixed mixture of the last two tokens does as well",
-    "kernel": "an average over the context does as well as any solver",
-    "unexplained": "none of the solvers explains the model's predictions",
-}
-
-
-def _describe(score: Score | None) -> str:
+def _fit(score: Score | None, groups: Standing, reading: Reading) -> str:
     if score is None:
-        return "no single family"
-    words = score.family.replace("_", " ").replace("gd", "gradient descent")
-    shown = {k: v for k, v in score.constants.items() if k not in ("degree",)}
+        return "no single family stands out"
+    others = [_words(name) for name in groups.equivalent if name != score.family]
+    also = f"; not told from it: {', '.join(others)}" if others else ""
+    shown = {key: value for key, value in score.constants.items() if key != "degree"}
     inside = ", ".join(f"{key} {value:.3g}" for key, value in shown.items())
-    return f"{words} ({inside})" if inside and len(shown) <= 3 else words
+    constants = f" ({inside})" if 0 < len(shown) <= 3 else ""
+    return f"{_words(score.family)}{constants} explains {reading.value(score):.1%} of its predictions{also}"
 
 
-def _share(score: Score | None, evidence: Evidence) -> str:
-    return f"{evidence.reading.value(score):.1%}" if score else "part"
-
-
-def _also(score: Score | None, groups: Standing) -> str:
-    others = [
-        name.replace("_", " ") for name in groups.equivalent if not score or name != score.family
-    ]
-    return f"; {', '.join(others)} cannot be told from it" if others else ""
+def _words(family: str) -> str:
+    return family.replace("_gd", " gradient descent").replace("_", " ")
