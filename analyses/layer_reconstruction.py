@@ -53,7 +53,7 @@ REST = {
     **{name: f"without {name}" for name in BLOCK_NAMES},
 }
 ROWS = ("all", *REST)
-EXPLAINED, MARGIN = 0.5, 0.05
+EXPLAINED, MARGIN, EQUIVALENT = 0.5, 0.05, 0.01
 
 
 def features(context: Context, ridge: float) -> dict[str, Float[Tensor, "batch time _"]]:
@@ -281,11 +281,14 @@ def _controls(scores: dict[str, Scores]) -> dict[str, Metric]:
 
 
 def better_family(subject: Scores) -> list[str]:
-    """For each layer the family that reconstructs better beyond its interval, or neither."""
-    return [
-        "gradient step" if gap.lo > 0 else "least squares" if gap.hi < 0 else "neither"
-        for gap in subject.by_layer("gradient_step", minus="least_squares")
-    ]
+    """For each layer the family that is better by more than EQUIVALENT at 95 %, or neither."""
+    return [_leader(gap) for gap in subject.by_layer("gradient_step", minus="least_squares")]
+
+
+def _leader(gap: Interval) -> str:
+    if gap.lo > EQUIVALENT:
+        return "gradient step"
+    return "least squares" if gap.hi < -EQUIVALENT else "neither"
 
 
 def _statement(metrics: dict[str, Metric], controls: dict[str, Metric], subject: Scores) -> str:
@@ -367,7 +370,7 @@ def _series(label: str, scores: Scores, subset: str) -> Series:
     points = scores.by_layer(subset)
     return Series(
         label=label,
-        x=[layer + 1 for layer in range(len(points))],
+        x=[float(layer + 1) for layer in range(len(points))],
         y=[point.value for point in points],
         lo=[point.lo for point in points],
         hi=[point.hi for point in points],

@@ -390,7 +390,7 @@ def _series(label: str, scores: Scores, name: str, positions: slice, control: bo
     ]
     return Series(
         label=label,
-        x=list(layers),
+        x=[float(layer) for layer in layers],
         y=[point.value for point in points],
         lo=[point.lo for point in points],
         hi=[point.hi for point in points],
