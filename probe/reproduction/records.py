@@ -25,7 +25,7 @@ class Row:
         position: Position, counted from 0; None for a mean over positions.
         published: Mean over the published seeds.
         spread: Standard deviation over the published seeds (n - 1); None where not published.
-        ours: Mean over our samples: 5, or more for a loss averaged over positions.
+        ours: Mean over our samples: 5, or 25 for a loss averaged over positions.
     """
 
     checkpoint: str
