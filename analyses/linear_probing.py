@@ -275,7 +275,7 @@ def _metric(interval: Interval, definition: str) -> Metric:
 def _metrics(
     named: Interval, subject: Scores, decoders: Decoders, positions: slice
 ) -> dict[str, Metric]:
-    where = f"mean over positions {positions.start} to {positions.stop - 1}, held out"
+    where = f"mean over t = {positions.start + 1}..{positions.stop}, held out"
     metrics = {
         "context_gain": _metric(
             named,
@@ -314,7 +314,7 @@ def _table(subject: Scores, another: Scores, decoders: Decoders) -> Table:
     layers, time, _ = r2.shape
     names = [target.name for target in subject.stage.targets]
     index = pd.MultiIndex.from_product(
-        [range(layers), range(time), names], names=["layer", "position", "target"]
+        [range(layers), range(1, time + 1), names], names=["layer", "position", "target"]
     )
     columns = {
         "loss": subject.loss(),
@@ -333,16 +333,16 @@ def _figures(scores: dict[str, Scores], positions: slice) -> tuple[Figure, ...]:
     r2 = subject.by_position()[..., subject.stage.index(NEXT)]
     pooled = subject.pooled(positions)
     layers = tuple(str(layer) for layer in range(len(r2)))
-    window = f"positions {positions.start} to {positions.stop - 1}"
+    window = f"t = {positions.start + 1}..{positions.stop}"
     return (
         HeatMap(
             name="probing_next_token",
             title="The next token, decoded from each layer",
             caption="Held-out R^2 of a linear probe for each layer and position; 0 is chance.",
-            x_label="position",
+            x_label="position t (tokens seen)",
             y_label="layer",
             value_label="R^2",
-            x=tuple(str(position) for position in range(r2.shape[1])),
+            x=tuple(str(position + 1) for position in range(r2.shape[1])),
             y=layers,
             values=tuple(map(tuple, r2.tolist())),
         ),

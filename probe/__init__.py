@@ -1,3 +1,3 @@
-"""The instrument: problems, solvers, responses, views, verdicts; imports nothing from `analyses`."""
+"""The instrument: problems, solvers, views, verdicts. Imports nothing from `analyses`."""
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from probe.findings import Finding, Reference, Report
 from probe.pilot import scout
 from probe.response_stage import OUTPUT, response_stages
 from probe.scores import Reading, read
-from probe.sweep import Plan, Results, Stage, Sweep
+from probe.sweep import PILOT, Plan, Results, Stage, Sweep
 from probe.tasks.base import label
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
@@ -87,7 +87,7 @@ def _check_fit(subject: Subject, plan: Plan) -> None:
             f"task {task.name} has tokens of width {task.width_in} and targets of width "
             f"{task.width_out}; the model wants {config.d_in} and {config.d_out}"
         )
-    output = subject.model(plan.draw(0, 0, 2).tokens)
+    output = subject.model(plan.draw(PILOT, 0, 2).tokens)
     if not bool(output.isfinite().all()):
         raise InputError(f"{subject.name}: the model's predictions are not finite")
 

@@ -222,9 +222,7 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     learner = found.name in _LEARNERS
     return Verdict(
         algorithm_class=found.name,
-        family={"normalised_descent": "gradient_descent"}.get(
-            family, _NULL_FAMILY.get(family, family)
-        ),
+        family=_CONTRACT_NAMES.get(family, family),
         degree=found.degree,
         parameters=dict(score.constants) if score else {},
         equivalent=groups.equivalent if learner else (),
@@ -331,7 +329,8 @@ def _fit(score: Score | None, groups: Standing, reading: Reading) -> str:
     shown = {key: value for key, value in score.constants.items() if key != "degree"}
     inside = ", ".join(f"{key} {value:.3g}" for key, value in shown.items())
     constants = f" ({inside})" if 0 < len(shown) <= 3 else ""
-    return f"{_words(score.family)}{constants} explains {reading.value(score):.1%} of its predictions{also}"
+    share = f"{reading.value(score):.1%} of its predictions"
+    return f"{_words(score.family)}{constants} explains {share}{also}"
 
 
 def _words(family: str) -> str:

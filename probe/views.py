@@ -17,6 +17,7 @@ TWIN = "permuted_twin"
 SWAPPED = "swapped_context"
 ANOTHER = "another_sequence"
 PLANTED = "planted_mesa"
+PERMUTATION = 4  # a stream of its own beside the splits
 
 
 def all_views(ridge: float) -> dict[str, View]:
@@ -44,7 +45,7 @@ def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:
 def permuted_twin(model: SequenceTransformer, seed: int) -> SequenceTransformer:
     """The model with the entries of each trained matrix permuted: same sizes, nothing learned."""
     twin = deepcopy(model)
-    generator = generator_for(seed, 1)
+    generator = generator_for(seed, PERMUTATION)
     for parameter in twin.parameters():
         order = torch.randperm(parameter.numel(), generator=generator)
         parameter.copy_(parameter.flatten()[order].view_as(parameter))

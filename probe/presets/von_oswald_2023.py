@@ -66,7 +66,7 @@ def _models() -> Iterator[tuple[str, ModelConfig, str]]:
     yield "partial-hybrid-mesa", hybrid, "partial"
     nonlinear = _hybrid(10, 60, *_softmax(4, 7), d_mlp=300, unit=("q", "k"))
     yield "nonlinear-softmax-7l", nonlinear, "von-oswald-2023/nonlinear"
-    # The published mesa block calls its values keys, so it is queries and values that it normalises.
+    # The published mesa block calls its values keys: it normalises queries and values.
     hybrid = _hybrid(10, 60, softmax, (mesa,), clip=1.0, d_mlp=300, unit=("q", "v"))
     yield "nonlinear-hybrid-mesa", hybrid, "von-oswald-2023/nonlinear"
     yield "icl-softmax-7l", _hybrid(10, 40, *_softmax(4, 7)), "linear-long"

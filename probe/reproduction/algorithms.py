@@ -88,9 +88,17 @@ class Delayed:
     ) -> Float[Tensor, "batch time d_v"]:
         """A few sequences at a time, since moments of wide embeddings are large."""
         parts = []
-        for values in problem.values.split(CHUNK):
-            z = delay_embedding(values, self.depth)
-            part = replace(problem, keys=shifted(z), values=values, queries=z)
+        for start in range(0, len(problem.values), CHUNK):
+            own = slice(start, start + CHUNK)
+            z = delay_embedding(problem.values[own], self.depth)
+            part = InContextProblem(
+                keys=shifted(z),
+                values=problem.values[own],
+                queries=z,
+                targets=problem.targets[own],
+                oracle=problem.oracle[own],
+                first=problem.first,
+            )
             parts.append(self.algorithm.predict(part, recursions))
         return torch.cat(parts)
 

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.report import palette
+from probe.report.axes import set_ticks
 from probe.report.svg import drawing, to_svg
 from probe.reproduction.published import LOSS, PROBES
 from probe.reproduction.records import SPREADS, Reproduction, Row
@@ -17,6 +18,7 @@ CAPTIONS = {
     "outside the two marks is what the summary counts as not reproduced.",
 }
 _COLUMNS = 4
+_TICKS = 5
 
 
 def draw(reproduction: Reproduction) -> dict[str, str]:
@@ -49,6 +51,8 @@ def _agreement(rows: list[Row]) -> Figure:
         x, y = [row.published for row in own], [row.ours for row in own]
         axes.plot(x, y, ".", markersize=2.5, color=ink.light, label=quantity)
     axes.set(xscale="log", yscale="log", xlabel="published", ylabel="ours")
+    set_ticks(axes.xaxis, axes.get_xlim(), log=True, integers=False, most=_TICKS)
+    set_ticks(axes.yaxis, axes.get_ylim(), log=True, integers=False, most=_TICKS)
     axes.legend(markerscale=4)
     return canvas
 
@@ -95,6 +99,6 @@ def _panel(axes: Axes, name: str, rows: list[Row]) -> None:
     axes.plot(x, [r.ours for r in rows], color=palette.MODEL[0].light, linewidth=1.3)
     axes.plot(x, [r.published for r in rows], ".", color=palette.MODEL[1].light, markersize=3)
     folder, _, file = name.removesuffix(".pkl").rpartition("/")
-    axes.set_title(f"{folder}\n{file}" if folder else name, fontsize=7.5)
+    axes.set_title(f"{folder}\n{file}" if folder else f"\n{name}", fontsize=7.5)
     axes.set_yscale("log")
-    axes.minorticks_off()
+    set_ticks(axes.yaxis, axes.get_ylim(), log=True, integers=False, most=_TICKS)
