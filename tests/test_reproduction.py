@@ -225,3 +225,16 @@ def test_published_numbers_are_met(paper_data: Path, tmp_path: Path) -> None:
     assert sum(summary.excluded.values()) + summary.judged == 4800
     assert all(skip.reason for skip in summary.skipped)
     assert (tmp_path / "out/reproduction.html").stat().st_size < 3_000_000
+
+
+def test_delayed_algorithm_sees_the_past_observations_alone() -> None:
+    from probe.reproduction.algorithms import Delayed, LaggedLeastSquares
+    from probe.sampling import generator_for
+    from probe.tasks.base import find_task
+
+    task = find_task("partial")
+    problem = task.problem(task.sample(9, generator_for(0)))
+    found = Delayed(LaggedLeastSquares(None, 10.0), depth=5).predict(problem, {})
+    # The task states its problem on the same embedding of depth 5.
+    expected = LaggedLeastSquares(None, 10.0).predict(problem, {})
+    assert torch.allclose(found, expected)
