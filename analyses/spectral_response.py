@@ -234,13 +234,13 @@ def _layer_chart(
     )
 
 
-def _theory(output: Reading) -> list[tuple[str, dict[str, float]]]:
+def _theory(output: Reading) -> list[tuple[str, dict[str, float | int]]]:
     step = next(s for s in output.members("gradient_descent") if s.constants["steps"] == 1)
     ridge = output.chosen("ridge")
     return [("one gradient step", dict(step.constants)), ("ridge", dict(ridge.constants))]
 
 
-def _curve(name: str, constants: dict[str, float], mu: torch.Tensor) -> torch.Tensor:
+def _curve(name: str, constants: dict[str, float | int], mu: torch.Tensor) -> torch.Tensor:
     if name == "ridge":
         return mu / (mu + constants["lambda"])
     curve = constants["eta"] * mu

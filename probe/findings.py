@@ -155,7 +155,7 @@ class Verdict:
     algorithm_class: str
     family: str
     degree: int | None
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, float | int]
     equivalent: tuple[str, ...]
     undecided: tuple[str, ...]
     evidence_level: int

@@ -18,6 +18,7 @@ from probe.response_stage import OUTPUT, response_stages
 from probe.scores import Reading, read
 from probe.sweep import PILOT, Plan, Results, Stage, Sweep
 from probe.tasks.base import label
+from probe.threads import one_thread
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
 Progress = Callable[[int, int], None]
@@ -44,6 +45,11 @@ def analyze(request: Request, progress: Progress = lambda done, total: None) -> 
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
     """
+    with one_thread():
+        return _analyze(request, progress)
+
+
+def _analyze(request: Request, progress: Progress) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
     _check_fit(subject, plan)

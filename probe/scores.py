@@ -35,7 +35,7 @@ class Score:
     """
 
     family: str
-    constants: Mapping[str, float]
+    constants: Mapping[str, float | int]
     degree: int | None
     free: int
     fit_error: float

@@ -26,6 +26,7 @@ from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_mome
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
 from probe.tasks.base import Sequences, Task, shifted
+from probe.threads import one_thread
 
 FOLDS = 4
 SHARD = 256
@@ -214,9 +215,17 @@ class Sweep:
         """Fits all stages on the fit split, then scores them on the test split."""
         keys = [(stage, view) for stage in dict.fromkeys(stages) for view in stage.views]
         fit_sums = self._reduce(FIT, keys, {})
-        learned = {key: key[0].learn(fit_sums.pop(key)) for key in keys}
+        learned = self._learn(keys, fit_sums)
         test_sums = self._reduce(TEST, keys, learned)
         return {key: Measured(learned[key], test_sums[key]) for key in keys}
+
+    def _learn(
+        self, keys: list[tuple[Stage, str]], sums: dict[tuple[Stage, str], Sums]
+    ) -> dict[tuple[Stage, str], Any]:
+        """What each stage makes of its fit sums, which are let go of as they are used."""
+        with one_thread(), ThreadPoolExecutor(self.plan.workers) as pool:
+            found = pool.map(lambda key: key[0].learn(sums.pop(key)), keys)
+            return dict(zip(keys, found, strict=True))
 
     def _reduce(
         self, split: int, keys: list[tuple[Stage, str]], learned: Mapping[tuple[Stage, str], Any]
@@ -242,17 +251,12 @@ class Sweep:
         learned: Mapping[tuple[Stage, str], Any],
     ) -> Iterator[tuple[_Job, float, dict[tuple[Stage, str], Sums]]]:
         """Runs jobs on the workers; yields in the order of the shards, few at a time."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(self.plan.workers) as pool:
-                for first in range(0, len(jobs), self.plan.workers):
-                    group = jobs[first : first + self.plan.workers]
-                    running = [pool.submit(self._measure, job, keys, learned) for job in group]
-                    for job, future in zip(group, running, strict=True):
-                        yield (job, *future.result())
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), ThreadPoolExecutor(self.plan.workers) as pool:
+            for first in range(0, len(jobs), self.plan.workers):
+                group = jobs[first : first + self.plan.workers]
+                running = [pool.submit(self._measure, job, keys, learned) for job in group]
+                for job, future in zip(group, running, strict=True):
+                    yield (job, *future.result())
 
     @torch.no_grad()
     def _measure(

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from probe.models.recipes import Optimiser, Recipe
 from probe.models.transformer import SequenceTransformer
 from probe.sampling import generator_for
 from probe.tasks.base import Task, find_task
+from probe.threads import one_thread
 
 LOG = "training.json"
 VERSION = 1
@@ -57,7 +57,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Path:
     started = time.perf_counter()
     task = find_task(recipe.task)
     model = SequenceTransformer(recipe.model)
-    with _one_thread():
+    with one_thread():
         model.initialise(recipe.optimiser.init_std, generator_for(recipe.seed, INIT))
         curve = Curve.sampled(_steps(recipe, model, task), recipe.optimiser.steps, progress)
         held_out = held_out_loss(model, task, recipe.seed)
@@ -178,14 +178,3 @@ def _claim(out: Path) -> None:
     if foreign or (present and LOG not in present):
         named = ", ".join(sorted(foreign or present)[:3])
         raise InputError(f"{out}: not empty and not an earlier training: holds {named}")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine's number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -50,13 +50,14 @@ class Fitted:
     """
 
     family: str
-    constants: Mapping[str, float]
+    constants: Mapping[str, float | int]
     weights: Float[Tensor, " columns"] = field(repr=False)
     degree: int | None
     free: int
     error: float = float("nan")
 
 
+@runtime_checkable
 class Posed(Protocol):
     """A problem with what follows from it."""
 
@@ -152,6 +153,7 @@ def zoom(
     return value
 
 
+@runtime_checkable
 class Curve(Protocol):
     """Shrinkage at the knots from a constant of shape (points, 1)."""
 
