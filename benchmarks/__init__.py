@@ -1,0 +1,1 @@
+"""Speed side by side with named peers; every line is a ratio measured in one run."""

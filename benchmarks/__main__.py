@@ -1,0 +1,48 @@
+"""Prints every benchmark as a table and appends the run to benchmarks/history.json."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import analysis, probing
+from probe.progress import print_table
+
+HISTORY = Path(__file__).with_name("history.json")
+
+
+def gemm_rate(size: int = 1500) -> float:
+    """Billions of float32 operations per second of one large product on this machine."""
+    matrix = torch.ones(size, size)
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(5):
+        matrix @ matrix
+    return 10 * size**3 / (time.perf_counter() - started) / 1e9
+
+
+def main() -> None:
+    """Runs all benchmarks."""
+    rows = [*probing.measure(), *analysis.measure()]
+    shown = [
+        (
+            str(r["name"]),
+            f"{r['ratio']:.2f}",
+            f"{r['ours_s']:.3f}",
+            f"{r['peer_s']:.3f}",
+            str(r["peer"]),
+        )
+        for r in rows
+    ]
+    rate = gemm_rate()
+    print_table(
+        f"Float32 GEMM: {rate:.0f} Gflop/s", ("", "ratio", "ours, s", "peer, s", "peer"), shown
+    )
+    history = json.loads(HISTORY.read_text()) if HISTORY.exists() else []
+    history.append({"date": time.strftime("%Y-%m-%d"), "gemm_gflops": rate, "rows": rows})
+    HISTORY.write_text(json.dumps(history, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
