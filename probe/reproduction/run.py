@@ -29,6 +29,7 @@ from probe.reproduction.report import write_report
 from probe.reproduction.sources import Published, Source
 from probe.solvers.chebyshev_recursion import Recursion
 from probe.tasks.base import find_task
+from probe.threads import one_thread
 
 PREFIX = "von-oswald-2023/"
 PRECISION, MANY_SAMPLES = 0.01, 25  # samples for a mean loss whose standard error is larger
@@ -78,6 +79,15 @@ def reproduce(folder: Path, out: Path, seed: int = 0, progress: Progress = silen
     unknown = _unknown_files(source)
     skipped: list[Skipped] = list(_not_covered(source))
     runs = [*_checkpoint_runs(source, seed, skipped), *_reference_runs(source, seed, skipped)]
+    with one_thread():
+        rows = _measured(runs, skipped, progress)
+    summary = summarised(tuple(rows), tuple(skipped), unknown)
+    reproduction = Reproduction(seed, tuple(rows), summary)
+    write_report(reproduction, out)
+    return reproduction
+
+
+def _measured(runs: list[Run], skipped: list[Skipped], progress: Progress) -> list[Row]:
     rows: list[Row] = []
     for number, run in enumerate(runs):
         repetitions = []
@@ -85,10 +95,7 @@ def reproduce(folder: Path, out: Path, seed: int = 0, progress: Progress = silen
             repetitions.append(run.measure(repetition))
             progress(number * SEEDS + repetition + 1, len(runs) * SEEDS)
         rows += _rows(run, repetitions, skipped)
-    summary = summarised(tuple(rows), tuple(skipped), unknown)
-    reproduction = Reproduction(seed, tuple(rows), summary)
-    write_report(reproduction, out)
-    return reproduction
+    return rows
 
 
 def _unknown_files(source: Source) -> int:
