@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from probe import __version__
+from probe.allocator import keep_freed_memory
 from probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def _load(checkpoint: Path, preset: str | None, task_name: str | None) -> "tuple
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command: bad input is one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         app.main(args=arguments, prog_name="mesaprobe", standalone_mode=False)
     except (InputError, click.ClickException) as error:

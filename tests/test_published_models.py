@@ -27,7 +27,6 @@ MODELS = [
     ("linear_seq_fully/model_mesa_fullfledged.pkl", "hybrid-mesa", 0.1994),
     ("linear_seq_fully/tokenanalysis_full_params.pkl#state_tf", "softmax-7l", 0.2213),
     ("linear_seq_fully/tokenanalysis_full_params.pkl#state_mesa", "hybrid-mesa", 0.1923),
-    ("linear_seq_fully/tokenanalysis_full_params.pkl#state_just_mesa", "linear-mesa", 1.48),
     ("linear_seq_partial/model_sm_7l_fullfledged.pkl", "partial-softmax-7l", 0.7949),
     ("linear_seq_partial/model_mesa_fullfledged.pkl", "partial-hybrid-mesa", 0.797),
     ("nonlinear_seq_fully/model_sm_7l_fullfledged.pkl", "nonlinear-softmax-7l", 0.039),

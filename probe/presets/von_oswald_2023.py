@@ -59,7 +59,7 @@ def _models() -> Iterator[tuple[str, ModelConfig, str]]:
     yield "softmax-3l", _hybrid(10, 40, *_softmax(4, 3)), "linear"
     yield "softmax-7l", _hybrid(10, 40, *_softmax(4, 7)), "linear"
     yield "hybrid-mesa", _hybrid(10, 40, softmax, (mesa,), clip=1.0), "linear"
-    yield "linear-mesa", _hybrid(10, 40, LinearAttention(4, D_HEAD), (mesa,), clip=1.0), "linear"
+    yield "linear-mesa", _hybrid(10, 40, LinearAttention(4, D_HEAD), (mesa,)), "linear"
     yield "partial-softmax-7l", _hybrid(5, 80, *_softmax(12, 7)), "partial"
     wide_mesa = (MesaAttention(12, D_HEAD),)
     hybrid = _hybrid(5, 80, SoftmaxAttention(12, D_HEAD), wide_mesa, clip=1.0)
@@ -67,7 +67,7 @@ def _models() -> Iterator[tuple[str, ModelConfig, str]]:
     nonlinear = _hybrid(10, 60, *_softmax(4, 7), d_mlp=300, unit=("q", "k"))
     yield "nonlinear-softmax-7l", nonlinear, "von-oswald-2023/nonlinear"
     # The published mesa block calls its values keys: it normalises queries and values.
-    hybrid = _hybrid(10, 60, softmax, (mesa,), clip=1.0, d_mlp=300, unit=("q", "v"))
+    hybrid = _hybrid(10, 60, softmax, (mesa,), clip=15.0, d_mlp=300, unit=("q", "v"))
     yield "nonlinear-hybrid-mesa", hybrid, "von-oswald-2023/nonlinear"
     yield "icl-softmax-7l", _hybrid(10, 40, *_softmax(4, 7)), "linear-long"
     yield "icl-hybrid-mesa", _hybrid(10, 40, softmax, (mesa,), clip=1.0), "linear-long"
