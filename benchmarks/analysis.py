@@ -41,7 +41,8 @@ def measure() -> list[dict[str, object]]:
     """One ratio, and the seconds behind it."""
     model = subject()
     plan = Plan(find_task(str(model.task)), SEQUENCES, seed=0)
-    peer = _seconds(lambda: _unavoidable(model, plan))
+    columns = response_stages(scout(plan, len(model.model.blocks)))[0].columns.width
+    peer = _seconds(lambda: _unavoidable(model, plan, columns))
     ours = _seconds(lambda: analyze(Request(model, plan)))
     name = f"analyze {model.name}, {SEQUENCES} sequences"
     row: dict[str, object] = {"name": name, "ratio": ours / peer, "ours_s": ours, "peer_s": peer}
@@ -54,9 +55,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _unavoidable(model: Subject, plan: Plan) -> None:
-    setting = scout(plan, len(model.model.blocks))
-    columns = response_stages(setting)[0].columns.width
+def _unavoidable(model: Subject, plan: Plan, columns: int) -> None:
     tokens = plan.draw(FIT, 0, SHARD).tokens
     shards = [(split, shard) for split in (FIT, TEST) for shard in plan.shards(split)]
     pair = [(deepcopy(model.model), deepcopy(model.model)) for _ in range(plan.workers)]

@@ -13,10 +13,10 @@ Outcome = Literal["supports", "contradicts", "inconclusive"]
 class Metric:
     """A number with its 95 % interval, where it has one, and what it means."""
 
-    value: float
+    value: float | int
     definition: str
-    lo: float | None = None
-    hi: float | None = None
+    lo: float | int | None = None
+    hi: float | int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Series:
     """One line with its band. `role` decides how it is drawn: model, theory or control."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    lo: Sequence[float] | None = None
-    hi: Sequence[float] | None = None
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    lo: Sequence[float | int] | None = None
+    hi: Sequence[float | int] | None = None
     role: Literal["model", "theory", "control"] = "model"
 
 
@@ -65,21 +65,25 @@ class HeatMap:
     value_label: str
     x: tuple[str, ...]
     y: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float | int, ...], ...]
 
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """One value with its interval per row, best first."""
+    """One value with its interval per row, best first.
+
+    `groups` may name the group of each row: solver, null or bound have marks of their own.
+    """
 
     name: str
     title: str
     caption: str
     x_label: str
     labels: tuple[str, ...]
-    values: tuple[float, ...]
-    lo: tuple[float, ...]
-    hi: tuple[float, ...]
+    values: tuple[float | int, ...]
+    lo: tuple[float | int, ...]
+    hi: tuple[float | int, ...]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Verdict:
     equivalent: tuple[str, ...]
     undecided: tuple[str, ...]
     evidence_level: int
-    distance_to_margin: float
+    distance_to_margin: float | int
     statement: str
     instruments_ok: bool
     instruments: tuple[Instrument, ...]
@@ -181,14 +185,14 @@ class Reference:
         error_r2: 1 - sum |model - reference|^2 / sum |model - oracle|^2.
     """
 
-    ridge: float
-    loss: float
-    model_loss: float
-    excess_of_model: float
-    excess_lo: float
-    excess_hi: float
-    agreement_r2: float
-    error_r2: float
+    ridge: float | int
+    loss: float | int
+    model_loss: float | int
+    excess_of_model: float | int
+    excess_lo: float | int
+    excess_hi: float | int
+    agreement_r2: float | int
+    error_r2: float | int
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ class ReferenceStage:
 
     def fit(self, batch: Batch) -> Sums:
         """Losses at every lambda, and the products that give the best gradient step."""
+        return batch.context.once(self, lambda: self._products(batch))
+
+    def _products(self, batch: Batch) -> Sums:
         spectrum, targets = batch.context.spectrum, batch.context.problem.targets.double()
         kept = torch.where(spectrum.present, spectrum.query, 0.0)[..., None]
         solved = spectrum.maps @ (kept / (spectrum.mu[..., None] + self.ridges))

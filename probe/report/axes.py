@@ -13,7 +13,7 @@ from probe.report.text import power_of_ten
 
 Array = NDArray[np.float64]
 _MARGIN = 0.05
-_THEORY_SHARE = 0.15
+_THEORY_SHARE, _THEORY_SHARE_LOG = 0.15, 0.7
 _MOST_TICKS = 8
 
 
@@ -39,12 +39,12 @@ def limits_of_y(series: Sequence[Series], log: bool) -> tuple[float, float] | No
     if not numbers.size:
         return None
     lo, hi = float(numbers.min()), float(numbers.max())
-    room = _THEORY_SHARE * (hi - lo)
+    room = (hi - lo) * (_THEORY_SHARE_LOG if log else _THEORY_SHARE)
     bands = plottable([end for line in series for end in (line.lo, line.hi) if end], log)
-    for other, share in ((theory, 1.0), (bands, 1.0)):
+    for other in (theory, bands):
         if other.size:
-            lo = max(min(lo, float(other.min())), lo - share * room)
-            hi = min(max(hi, float(other.max())), hi + share * room)
+            lo = max(min(lo, float(other.min())), lo - room)
+            hi = min(max(hi, float(other.max())), hi + room)
     return _widened(lo, hi, log)
 
 

@@ -1,10 +1,11 @@
 """What a report says, in the words and order that HTML and Markdown share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.findings import Finding, Reference, Report
-from probe.report.text import MISSING, interval, number, scalar, words
+from probe.findings import Finding, Metric, Reference, Report
+from probe.report.text import interval, number, scalar, share, words
+from probe.views import ANOTHER, PLANTED, SWAPPED, TWIN
 
 LEVELS = ("none", "behavioural", "representational", "causal")
 MISREAD = "The instruments misread, so no verdict is given."
@@ -25,13 +26,13 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Row:
-    """A number as it is printed, with its interval, its control and its meaning."""
+    """A number as it is printed, with its interval, its meaning and its controls by name."""
 
     name: str
     value: str
     interval: str
-    control: str
     definition: str
+    controls: tuple[tuple[str, str], ...] = ()
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
@@ -41,30 +42,41 @@ def in_order(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def metric_rows(finding: Finding) -> list[Row]:
-    """Each metric beside the control of its name; controls without a metric follow."""
-    rows = [
-        Row(
-            words(name),
-            number(metric.value),
-            interval(metric.lo, metric.hi),
-            _control(finding, name),
-            metric.definition,
-        )
-        for name, metric in finding.metrics.items()
-    ]
-    alone = [name for name in finding.controls if name not in finding.metrics]
+    """Each metric beside its controls; controls without a metric follow."""
+    rows, beside = [], set()
+    for name, metric in finding.metrics.items():
+        controls = {_view_of(key, name): key for key in finding.controls if _view_of(key, name)}
+        beside |= {*controls.values()}
+        texts = tuple((_text(finding, key), view or "") for view, key in controls.items())
+        written = _writer(name, metric)
+        ends = interval(metric.lo, metric.hi, written)
+        rows.append(Row(words(name), written(metric.value), ends, metric.definition, texts))
     return rows + [
-        Row(words(name), "", "", _control(finding, name), finding.controls[name].definition)
-        for name in alone
+        Row(words(name), "", "", control.definition, ((_text(finding, name), ""),))
+        for name, control in finding.controls.items()
+        if name not in beside
     ]
 
 
-def _control(finding: Finding, name: str) -> str:
-    control = finding.controls.get(name)
-    if control is None:
-        return MISSING
-    ends = interval(control.lo, control.hi)
-    return f"{number(control.value)} ({ends})" if ends else number(control.value)
+def _view_of(control: str, metric: str) -> str | None:
+    """What is seen in the control of a metric: `metric`, `metric (view)` or `view_metric`."""
+    if control == metric:
+        return "control"
+    views = (TWIN, SWAPPED, ANOTHER, PLANTED)
+    named = (view for view in views if control in (f"{metric} ({view})", f"{view}_{metric}"))
+    return next(map(words, named), None)
+
+
+def _text(finding: Finding, name: str) -> str:
+    control = finding.controls[name]
+    written = _writer(name, control)
+    ends = interval(control.lo, control.hi, written)
+    return f"{written(control.value)} ({ends})" if ends else written(control.value)
+
+
+def _writer(name: str, metric: Metric) -> Callable[[float | None], str]:
+    """Shares of variance have three decimals, other numbers three digits."""
+    return share if "r2" in name or "R²" in metric.definition else number
 
 
 def reference_rows(reference: Reference) -> list[Row]:
@@ -72,7 +84,7 @@ def reference_rows(reference: Reference) -> list[Row]:
     ends = interval(reference.excess_lo, reference.excess_hi)
 
     def row(name: str, value: float, definition: str, ends: str = "") -> Row:
-        return Row(name, number(value), ends, "", definition)
+        return Row(name, share(value) if "R²" in name else number(value), ends, definition)
 
     return [
         row(
@@ -108,7 +120,7 @@ def verdict_facts(report: Report) -> list[tuple[str, str]]:
     return [
         ("Equivalent", names(verdict.equivalent)),
         ("Undecided", names(verdict.undecided)),
-        ("Distance to the margin", f"{number(verdict.distance_to_margin)} of R²"),
+        ("Distance to the margin", f"{share(verdict.distance_to_margin)} of R²"),
         ("Instruments", f"{sum(check.ok for check in checks)} of {len(checks)} read true"),
         ("Holds for", verdict.scope),
     ]

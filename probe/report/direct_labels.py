@@ -23,14 +23,15 @@ class LabelSpace:
 
     Args:
         axes: Axes whose limits and layout are final.
-        lines: x and y of every line in data coordinates.
+        lines: x and y of every line in data coordinates, under the label that it belongs to.
         color: Colour of the labels.
     """
 
-    def __init__(self, axes: Axes, lines: Sequence[tuple[Array, Array]], color: str):
+    def __init__(self, axes: Axes, lines: Sequence[tuple[str, Array, Array]], color: str):
         self.axes = axes
         self.color = color
-        self.lines = [self._on_screen(x, y) for x, y in lines]
+        self.owners = [owner for owner, *_ in lines]
+        self.lines = [self._on_screen(x, y) for _, x, y in lines]
         self.labels = np.empty((0, 2))
         self.frame = axes.get_window_extent()
         self.corner = (axes.get_xlim()[0], axes.get_ylim()[0])
@@ -45,9 +46,10 @@ class LabelSpace:
         box = text.get_window_extent()
         half = np.array([box.width, box.height]) / 2
         line = self.lines[at][::_STRIDE]
-        others = np.concatenate([self.labels, *self.lines[:at], *self.lines[at + 1 :]])
+        pairs = list(zip(self.owners, self.lines, strict=True))
+        others = np.concatenate([self.labels, *(xy for owner, xy in pairs if owner != label)])
         apart = line[_nearest(line, others, np.zeros(2)) > _APART]
-        obstacles = np.concatenate([others, self.lines[at]])
+        obstacles = np.concatenate([others, *(xy for owner, xy in pairs if owner == label)])
         for lift in _LIFTS:
             centers = self._candidates(apart, half, lift)
             clearance = _nearest(centers, obstacles, half)

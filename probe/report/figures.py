@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Panels
 from probe.report import lines, palette, svg
 from probe.report.axes import Array, array
-from probe.report.text import number
+from probe.report.text import share
+from probe.report.typeset import typeset
 
 _WIDTH = 7.4
 _CELLS_WITH_NUMBERS = 12
@@ -25,6 +26,7 @@ _DIVERGING = ("#9c3d10", "#e0915a", "#f1efe9", "#4f9aa8", "#173f68")
 
 def render(figure: Figure) -> str:
     """The figure as a standalone SVG: text as text, no date, the same bytes every time."""
+    figure = typeset(figure)
     with svg.drawing(figure.name):
         return svg.to_svg(_draw(figure), figure.title)
 

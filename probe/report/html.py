@@ -11,12 +11,14 @@ import probe
 from probe.findings import Report
 from probe.report import content, palette, svg
 from probe.report.text import words
+from probe.report.typeset import typeset
 
 _HERE = Path(__file__).parent
 
 
 def html(report: Report, drawings: Mapping[str, str]) -> str:
     """The page, with the drawings (standalone SVG by figure name) set into it."""
+    report = typeset(report)
     return _template().render(
         report=report,
         verdict=report.verdict,

@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 
 from probe.findings import LineChart, Series
 from probe.report import axes as scales
-from probe.report import palette
+from probe.report import palette, svg
 from probe.report.direct_labels import LabelSpace
 
 _WIDTH, _HEIGHT = 7.4, 3.6
-_PANEL_HEIGHT = 2.5
+_PANEL_HEIGHTS = {1: 3.6, 2: 3.2, 3: 2.5}
 _MOST_COLUMNS = 3
 _LEGEND_CHARACTERS = 26
 _MARKERS = "osD^vPX<>h"
@@ -40,7 +40,7 @@ def draw(charts: Sequence[LineChart]) -> Canvas:
     """Charts side by side with common axes and one key for all of them."""
     columns = min(len(charts), _MOST_COLUMNS)
     rows = math.ceil(len(charts) / columns)
-    height = _HEIGHT if len(charts) == 1 else _PANEL_HEIGHT * rows + 0.3
+    height = _HEIGHT if len(charts) == 1 else _PANEL_HEIGHTS[columns] * rows + 0.3
     canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
     grid = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     strokes = choose_strokes([line for chart in charts for line in chart.series])
@@ -54,6 +54,7 @@ def draw(charts: Sequence[LineChart]) -> Canvas:
     if len(charts) == 1:
         _label_theory(canvas, plots[0], charts[0], strokes)
     else:
+        canvas.supxlabel(charts[0].x_label, fontsize=9, color=palette.MUTED.light)
         _draw_key(canvas, strokes, frozenset())
     return canvas
 
@@ -72,7 +73,7 @@ def choose_strokes(series: Sequence[Series]) -> dict[str, Stroke]:
     }
     for at, label in enumerate(by_role["theory"]):
         dashes = _THEORY_DASHES[at % len(_THEORY_DASHES)]
-        strokes.setdefault(label, Stroke(palette.THEORY.light, 1.0, dashes, order=3))
+        strokes.setdefault(label, Stroke(palette.THEORY.light, 1.2, dashes, order=3))
     for at, label in enumerate(by_role["control"]):
         dashes = (1.0, 1.6 + 1.2 * at)
         marker = _MARKERS[-1 - at % len(_MARKERS)] if at else ""
@@ -104,7 +105,7 @@ def _line(
 
 def _name_axes(plot: Axes, chart: LineChart, in_panel: bool, leftmost: bool, lowest: bool) -> None:
     if lowest:
-        plot.set_xlabel(chart.x_label)
+        plot.set_xlabel("" if in_panel else chart.x_label)
         plot.tick_params(labelbottom=True)
     if not in_panel:
         plot.set_title(chart.y_label, color=palette.MUTED.light)
@@ -139,22 +140,26 @@ def _label_theory(
     """Names theory lines where they run, if there is room; the key names the others."""
     named = frozenset(line.label for line in chart.series if line.role == "theory")
     _draw_key(canvas, strokes, named)
-    canvas.draw_without_rendering()
+    svg.lay_out(canvas)
     lines = [*_edges(chart.series)]
-    space = LabelSpace(plot, [line[1:] for line in lines], palette.MUTED.light)
+    space = LabelSpace(plot, lines, palette.MUTED.light)
     placed = {
-        label for at, (label, *_) in enumerate(lines) if label in named and space.place(label, at)
-    }
+        label for at, label in enumerate(space.owners[: len(chart.series)])
+        if label in named and space.place(label, at)
+    }  # fmt: skip
     if placed != named:
         _draw_key(canvas, strokes, frozenset(placed))
+        canvas.set_layout_engine("constrained")
 
 
 def _edges(series: Sequence[Series]) -> Iterator[tuple[str, scales.Array, scales.Array]]:
-    """Every line under its label, and both edges of its band without one."""
+    """All lines under their labels, then both edges of their bands."""
     for line in series:
-        for label, y in ((line.label, line.y), ("", line.lo), ("", line.hi)):
-            if y is not None:
-                yield label, scales.array(line.x), scales.array(y)
+        yield line.label, scales.array(line.x), scales.array(line.y)
+    for line in series:
+        for edge in (line.lo, line.hi):
+            if edge is not None:
+                yield line.label, scales.array(line.x), scales.array(edge)
 
 
 def _draw_key(canvas: Canvas, strokes: Mapping[str, Stroke], omit: frozenset[str]) -> None:

@@ -6,17 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from probe.findings import Figure, Finding, Report, Verdict
 from probe.report import content
 from probe.report.text import words
+from probe.report.typeset import typeset
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
+    report = typeset(report)
     parts = [
         *_verdict(report),
         *_instruments(report.verdict),
-        *_reference(report),
         *(line for finding in content.in_order(report.findings) for line in _finding(finding)),
+        *_reference(report),
         *_details(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,13 +74,17 @@ def _finding(finding: Finding) -> Iterator[str]:
     rows = content.metric_rows(finding)
     if rows:
         yield _table(
-            ("Number", "Value", "95 % interval", "Control", "Definition"),
-            [(row.name, row.value, row.interval, row.control, row.definition) for row in rows],
+            ("Number", "Value", "95 % interval", "Controls", "Definition"),
+            [(r.name, r.value, r.interval, _controls(r), r.definition) for r in rows],
         )
     yield f"**Does not show.** {escape(finding.does_not_show)}"
     if finding.tables:
         links = [f"[{table.name}.csv](tables/{table.name}.csv)" for table in finding.tables]
         yield f"Rows: {', '.join(links)}"
+
+
+def _controls(row: content.Row) -> str:
+    return "; ".join(f"{name} {value}".strip() for value, name in row.controls)
 
 
 def _figure(figure: Figure) -> str:

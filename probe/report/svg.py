@@ -71,8 +71,17 @@ def drawing(name: str) -> Iterator[None]:
         yield
 
 
+def lay_out(canvas: Canvas) -> None:
+    """Computes the layout once; drawing does not move anything after it."""
+    engine = canvas.get_layout_engine()
+    if engine is not None:
+        engine.execute(canvas)
+        canvas.set_layout_engine("none")
+
+
 def to_svg(canvas: Canvas, title: str) -> str:
     """A drawn figure as a standalone SVG file on white, its text as text."""
+    lay_out(canvas)
     buffer = io.StringIO()
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     canvas.savefig(buffer, format="svg", dpi=72, metadata=empty)

@@ -1,10 +1,17 @@
 """Numbers and names as people read them."""
 
 import math
+from collections.abc import Callable
 
 MISSING = "–"
 _GREEK = {"eta": "η", "lambda": "λ", "mu": "μ", "tau": "τ", "alpha": "α", "delta": "δ", "eps": "ε"}
-_WORDS = {"r2": "R²", "gd": "GD", **_GREEK}
+_WORDS = {
+    "r2": "R²",
+    "gd": "gradient descent",
+    "newton": "Newton",
+    "chebyshev": "Chebyshev",
+    **_GREEK,
+}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALL, _LARGE = 1e-3, 1e5
 
@@ -30,21 +37,34 @@ def number(value: float | None) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def share(value: float | None) -> str:
+    """Three decimals, so that R² of a column can be compared at a glance.
+
+    >>> share(0.98123), share(-0.0002), share(-4321.0)
+    ('0.981', '0.000', '−4321')
+    """
+    if value is None or not abs(value) < 100:
+        return number(value)
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+
+
 def power_of_ten(exponent: int) -> str:
     """10 with a superscript, as plain text."""
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
-def interval(lo: float | None, hi: float | None) -> str:
+def interval(
+    lo: float | None, hi: float | None, written: Callable[[float | None], str] = number
+) -> str:
     """The two ends, or nothing if neither is known."""
     if all(end is None or math.isnan(end) for end in (lo, hi)):
         return ""
-    return f"{number(lo)} to {number(hi)}"
+    return f"{written(lo)} to {written(hi)}"
 
 
 def words(name: str) -> str:
     """A name as words: gradient_descent becomes gradient descent, error_r2 error R²."""
-    return " ".join(_WORDS.get(part, part) for part in name.split("_"))
+    return " ".join(_WORDS.get(part, part) for part in name.replace("_", " ").split(" "))
 
 
 def scalar(value: object) -> str:
