@@ -38,8 +38,19 @@ def map_products(batch: Batch, sites: Float[Tensor, "batch time d_v sites"], spa
 def _normal_matrices(left: Tensor, query: Tensor, spans: Spans) -> Tensor:
     outer = (left.mT @ left).flatten(2)
     squares = (query[..., :, None] * query[..., None, :]).flatten(2)
-    products = [outer[:, a:b].flatten(0, 1).mT @ squares[:, a:b].flatten(0, 1) for a, b in spans]
-    return torch.stack(products)
+    return torch.stack([_products(_during(outer, a, b), squares[:, a:b]) for a, b in spans])
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Sums of outer products over batch and time."""
+    if left.shape[1] == 1:
+        return left.flatten(0, 1).mT @ right.sum((0, 1))[None]
+    return left.flatten(0, 1).mT @ right.flatten(0, 1)
+
+
+def _during(quantity: Tensor, start: int, stop: int) -> Tensor:
+    """The positions [start, stop) of a quantity that may be one for all positions."""
+    return quantity if quantity.shape[1] == 1 else quantity[:, start:stop]
 
 
 def solve_maps(
@@ -66,6 +77,6 @@ def map_errors(
         left = _left(family, batch)
         for window, (a, b) in windows.items():
             moved = torch.einsum("srk,btk->btrs", maps[family.name, window], query[:, a:b])
-            error = ((left[:, a:b] @ moved - sites[:, a:b]) ** 2).sum((1, 2))
+            error = ((_during(left, a, b) @ moved - sites[:, a:b]) ** 2).sum((1, 2))
             sums[f"{family.name}:{window}"] = batch.by_block(error)
     return sums

@@ -9,12 +9,12 @@ from probe.response import log_knots
 from probe.sweep import PILOT, SHARD, Context, Plan
 from probe.tasks.base import windows
 
-SHARDS = 4
+SHARDS = 2
 RIDGES = torch.logspace(-5, 3, 33, dtype=torch.float64)
 
 
 def scout(plan: Plan, layers: int) -> Setting:
-    """Reads knots, step bound and the best ridge of the task off 1,024 sequences of their own."""
+    """Reads knots, step bound and the best ridge of the task off 512 sequences of their own."""
     contexts = [_pose(plan, shard) for shard in range(SHARDS)]
     width = contexts[0].problem.keys.shape[-1]
     ranges = windows(width, plan.task.length)

@@ -38,7 +38,7 @@ class ReferenceStage:
     @property
     def ridges(self) -> Float[Tensor, " ridges"]:
         """The candidates for lambda."""
-        return self.around * torch.logspace(-1, 1, 33, dtype=torch.float64)
+        return self.around * torch.logspace(-1, 1, 17, dtype=torch.float64)
 
     def fit(self, batch: Batch) -> Sums:
         """Losses at every lambda, and the products that give the best gradient step."""

@@ -68,6 +68,14 @@ class Context:
         swapped.spectrum = _rolled(self.spectrum).of_queries(self.problem.queries)
         return swapped
 
+    def head(self, count: int) -> "Context":
+        """The first `count` sequences."""
+        problem = _each(self.problem, lambda tensor: tensor[:count])
+        head = Context(_each(self.sequences, lambda tensor: tensor[:count]), problem)
+        head.moments = _each(self.moments, lambda tensor: tensor[:count])
+        head.spectrum = _each(self.spectrum, lambda tensor: tensor[:count])
+        return head
+
     @cached_property
     def another(self) -> "Context":
         """Another sequence altogether."""
@@ -76,14 +84,19 @@ class Context:
         return another
 
 
-Sample = TypeVar("Sample", Sequences, PrefixMoments, Spectrum)
+Sample = TypeVar("Sample", Sequences, InContextProblem, PrefixMoments, Spectrum)
+
+
+def _each(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
+    """The sample with every tensor changed."""
+    fields = vars(sample).items()
+    tensors: Any = {name: change(t) for name, t in fields if isinstance(t, Tensor)}
+    return replace(sample, **tensors)
 
 
 def _rolled(sample: Sample) -> Sample:
     """The sample with every tensor belonging to the sequence before."""
-    fields = vars(sample).items()
-    tensors: Any = {name: t.roll(1, 0) for name, t in fields if isinstance(t, Tensor)}
-    return replace(sample, **tensors)
+    return _each(sample, lambda tensor: tensor.roll(1, 0))
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,18 @@ class Batch:
     context: Context
     capture: Capture
     blocks: Int[Tensor, " batch"]
+
+    def head(self, share: float) -> "Batch":
+        """The first sequences of the shard, for what needs no more."""
+        count = max(1, round(share * len(self.blocks)))
+        seen = self.capture
+        capture = Capture(
+            seen.output[:count],
+            seen.layers[:, :count],
+            seen.updates[:, :count],
+            seen.readouts[:, :count],
+        )
+        return Batch(self.context.head(count), capture, self.blocks[:count])
 
     def by_block(self, per_sequence: Tensor) -> Tensor:
         """Sums a quantity of shape (batch, ...) over the sequences of each block, in float64."""

@@ -9,6 +9,8 @@ those columns fits and scores them all.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -124,16 +126,17 @@ class MapFamily(Protocol):
     name: str
     is_null: bool
 
-    def left(self, posed: Posed) -> Float[Tensor, "batch time d_v rows"]:
-        """L_t."""
+    def left(self, posed: Posed) -> Float[Tensor, "#batch #time d_v rows"]:
+        """L_t; one for all where it is the same everywhere."""
 
 
 Family = SpectralFamily | ColumnFamily | MapFamily
 
 
-def families() -> dict[str, Family]:
+@cache
+def families() -> Mapping[str, Family]:
     """All families, by name."""
-    return registry.discover(solvers)
+    return MappingProxyType(registry.discover(solvers))
 
 
 def zoom(

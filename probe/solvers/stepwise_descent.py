@@ -12,7 +12,7 @@ from probe.solvers import chebyshev
 from probe.solvers.base import Fitted, Spectral
 
 STEPS = (2, 3, 4, 6)
-SWEEPS = 40
+SWEEPS = 25
 
 
 def shrinkage(
