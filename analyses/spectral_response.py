@@ -25,7 +25,7 @@ from probe.findings import (
 )
 from probe.response import half_crossing
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
-from probe.scores import CurveBand, Reading, curve_band, read
+from probe.scores import CurveBand, Reading, curve_band, nulls, read
 from probe.statistics import Interval
 from probe.sweep import Measured, Results
 from probe.tasks.base import label
@@ -192,7 +192,7 @@ def _figures(
         "response_layers",
         "Response through the layers",
         "Shrinkage mu f(mu): the share of each direction of the context that is already solved, "
-        "with 95 % bands. Dashed: what one gradient step and ridge regression would do, fitted to "
+        "with 95 % bands. Grey: what one gradient step and ridge regression would do, fitted to "
         "the output. Learning shows as curves that rise from right to left, layer by layer.",
         charts,
     )
@@ -254,11 +254,19 @@ def _ranking(output: Reading) -> IntervalChart:
     return IntervalChart(
         "families",
         "Families at the output",
-        "Held-out R^2 over the judged positions with 95 % intervals; the spline bounds every "
-        "family with a scalar response. The oracle knows the teacher and is no algorithm.",
+        "Held-out R^2 over the judged positions with 95 % intervals. Full dots: solvers. Hollow "
+        "dots: nulls, which learn nothing; the oracle among them knows the teacher. Diamond: the "
+        "spline, the best scalar response, which bounds every family that has one.",
         "R^2 of the model's predictions",
-        tuple(score.family.replace("_", " ") for score in ordered),
+        tuple(score.family for score in ordered),
         tuple(max(interval.value, -0.1) for interval in intervals),
         tuple(max(interval.lo, -0.1) for interval in intervals),
         tuple(max(interval.hi, -0.1) for interval in intervals),
+        tuple(_group(score.family) for score in ordered),
     )
+
+
+def _group(family: str) -> str:
+    if family == "spline":
+        return "bound"
+    return "null" if family in nulls() else "solver"

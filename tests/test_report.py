@@ -179,7 +179,7 @@ def test_findings_follow_the_argument(folder):
 
 def test_page_shows_numbers_controls_and_limits(folder):
     text = Page((folder / "report.html").read_text(encoding="utf-8")).text
-    for piece in ("0.333", "0.300 to 0.400", "−0.00200", "Does not show", "2 representational"):
+    for piece in ("0.333", "0.300 to 0.400", "−0.002", "Does not show", "2 representational"):
         assert piece in text
     assert "The model runs ridge regression." in text
 

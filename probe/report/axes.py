@@ -25,10 +25,11 @@ def array(values: Sequence[float]) -> Array:
 
 def plottable(values: Iterable[Sequence[float]], log: bool) -> Array:
     """All numbers that the axis can show, in its own scale."""
-    flat = np.concatenate([array(part) for part in values] or [np.empty(0)])
+    flat: Array = np.concatenate([array(part) for part in values] or [np.empty(0)])
     if log:
         flat = np.log10(flat, where=flat > 0, out=np.full_like(flat, np.nan))
-    return flat[np.isfinite(flat)]
+    finite: Array = flat[np.isfinite(flat)]
+    return finite
 
 
 def limits_of_y(series: Sequence[Series], log: bool) -> tuple[float, float] | None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from probe.findings import Finding, Metric, Reference, Report
 from probe.report.text import interval, number, scalar, share, words
-from probe.views import ANOTHER, PLANTED, SWAPPED, TWIN
 
 LEVELS = ("none", "behavioural", "representational", "causal")
 MISREAD = "The instruments misread, so no verdict is given."
@@ -22,6 +21,9 @@ _ORDER = (
     "update_law",
     "teacher_nudge",
 )
+_LONGEST_VIEW = 40
+
+Controls = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Row:
     value: str
     interval: str
     definition: str
-    controls: tuple[tuple[str, str], ...] = ()
+    controls: Controls = ()
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
@@ -45,33 +47,36 @@ def metric_rows(finding: Finding) -> list[Row]:
     """Each metric beside its controls; controls without a metric follow."""
     rows, beside = [], set()
     for name, metric in finding.metrics.items():
-        controls = {_view_of(key, name): key for key in finding.controls if _view_of(key, name)}
-        beside |= {*controls.values()}
-        texts = tuple((_text(finding, key), view or "") for view, key in controls.items())
-        written = _writer(name, metric)
-        ends = interval(metric.lo, metric.hi, written)
-        rows.append(Row(words(name), written(metric.value), ends, metric.definition, texts))
-    return rows + [
-        Row(words(name), "", "", control.definition, ((_text(finding, name), ""),))
-        for name, control in finding.controls.items()
-        if name not in beside
-    ]
+        controls = [
+            (key, view) for key in finding.controls if (view := _view_of(finding, key, name))
+        ]
+        beside |= {key for key, _ in controls}
+        texts = tuple((_text(key, finding.controls[key]), view) for key, view in controls)
+        rows.append(_row(name, metric, controls=texts))
+    alone = [(name, entry) for name, entry in finding.controls.items() if name not in beside]
+    return rows + [_row(name, control, "control: ") for name, control in alone]
 
 
-def _view_of(control: str, metric: str) -> str | None:
-    """What is seen in the control of a metric: `metric`, `metric (view)` or `view_metric`."""
+def _row(name: str, metric: Metric, prefix: str = "", controls: Controls = ()) -> Row:
+    written = _writer(name, metric)
+    ends = interval(metric.lo, metric.hi, written)
+    return Row(prefix + words(name), written(metric.value), ends, metric.definition, controls)
+
+
+def _view_of(finding: Finding, control: str, metric: str) -> str | None:
+    """What is seen in the control of a metric: `metric`, `metric (view)` or `some_view_metric`."""
     if control == metric:
-        return "control"
-    views = (TWIN, SWAPPED, ANOTHER, PLANTED)
-    named = (view for view in views if control in (f"{metric} ({view})", f"{view}_{metric}"))
-    return next(map(words, named), None)
+        named = finding.controls[control].definition.partition(":")[0].strip(".")
+        return named if len(named) < _LONGEST_VIEW else "control"
+    view, _, rest = control.removesuffix(f"_{metric}").partition(" (")
+    if rest:
+        return words(rest.removesuffix(")")) if view == metric else None
+    return words(view) if view != control and "_" in view else None
 
 
-def _text(finding: Finding, name: str) -> str:
-    control = finding.controls[name]
-    written = _writer(name, control)
-    ends = interval(control.lo, control.hi, written)
-    return f"{written(control.value)} ({ends})" if ends else written(control.value)
+def _text(name: str, control: Metric) -> str:
+    row = _row(name, control)
+    return f"{row.value} ({row.interval})" if row.interval else row.value
 
 
 def _writer(name: str, metric: Metric) -> Callable[[float | None], str]:

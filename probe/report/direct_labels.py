@@ -63,7 +63,7 @@ class LabelSpace:
 
     def _on_screen(self, x: Array, y: Array) -> Array:
         """The line as dense points in pixels."""
-        points = self.axes.transData.transform(np.column_stack([x, y]))
+        points: Array = self.axes.transData.transform(np.column_stack([x, y]))
         points = points[np.isfinite(points).all(1)]
         if len(points) < 2:
             return points

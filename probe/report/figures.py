@@ -1,6 +1,7 @@
 """Figures as SVG text, one function per type."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Panels
@@ -19,6 +21,7 @@ from probe.report.typeset import typeset
 _WIDTH = 7.4
 _CELLS_WITH_NUMBERS = 12
 _MOST_LABELS = 16
+_CHARACTERS_IN_A_ROW = 84
 # Lightness falls evenly, so that grey print keeps the order; neither end is lost on white or black.
 _SEQUENTIAL = ("#f6ecc9", "#8fc7a8", "#35909a", "#255d8c", "#2a2a63")
 _DIVERGING = ("#9c3d10", "#e0915a", "#f1efe9", "#4f9aa8", "#173f68")
@@ -69,13 +72,15 @@ def _(figure: HeatMap) -> Canvas:
 @_draw.register
 def _(figure: IntervalChart) -> Canvas:
     rows = len(figure.labels)
-    canvas = Canvas(figsize=(_WIDTH, 0.24 * rows + 0.8), layout="constrained")
+    canvas = Canvas(figsize=(_WIDTH, 0.24 * rows + 1.0), layout="constrained")
     plot = canvas.subplots()
     values, lo, hi = (array(numbers) for numbers in (figure.values, figure.lo, figure.hi))
     left, right = _fences(values, lo, hi)
     plot.set(xlim=(left, right), ylim=(rows - 0.4, -0.6), xlabel=figure.x_label)
-    for row in range(rows):
-        _draw_interval(plot, row, values[row], (lo[row], hi[row]))
+    groups = figure.groups or ("",) * rows
+    for row, group in enumerate(groups):
+        _draw_interval(plot, row, values[row], (lo[row], hi[row]), _mark(group))
+    _name_groups(canvas, groups)
     plot.set_yticks(range(rows), [textwrap.shorten(text, 44) for text in figure.labels])
     plot.tick_params(axis="y", labelcolor=palette.INK.light)
     plot.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -109,7 +114,12 @@ def _label_cells(plot: Axes, figure: HeatMap) -> None:
     if every > 2:
         every = -(-every // 5) * 5
     columns, rows = range(0, len(figure.x), every), range(len(figure.y))
-    plot.set_xticks(columns, [figure.x[column] for column in columns])
+    names = [textwrap.shorten(figure.x[column], 30) for column in columns]
+    plot.set_xticks(columns, names)
+    if sum(map(len, names)) + 2 * len(names) > _CHARACTERS_IN_A_ROW:
+        plot.tick_params(axis="x", labelrotation=30)
+        for label in plot.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     plot.set_yticks(rows, [textwrap.shorten(label, 30) for label in figure.y])
     plot.set(xlabel=figure.x_label, ylabel=figure.y_label)
     plot.grid(False)
@@ -149,30 +159,52 @@ def _fences(values: Array, lo: Array, hi: Array) -> tuple[float, float]:
     return float(left - margin), float(right + margin)
 
 
-def _short(value: float) -> str:
-    """Three decimals, so that the numbers of a column can be compared at a glance."""
-    return f"{value:.3f}".replace("-", "−") if abs(value) < 1000 else number(value)
-
-
-def _draw_interval(plot: Axes, row: int, value: float, ends: tuple[float, float]) -> None:
-    """A dot with its whisker, an arrowhead where it lies beyond the axis, and the number beside."""
+def _draw_interval(
+    plot: Axes, row: int, value: float, ends: tuple[float, float], style: Mapping[str, Any]
+) -> None:
+    """A mark with its whisker, an arrowhead where it lies beyond the axis, the number beside."""
     left, right = plot.get_xlim()
-    color = palette.MODEL[0].light if row == 0 else palette.MUTED.light
-    note: dict[str, Any] = {
-        "ha": "left",
-        "va": "center",
-        "fontsize": 8.5,
-        "color": palette.INK.light,
-    }
+    weight = "bold" if row == 0 else "normal"
     plot.annotate(
-        _short(value), (1, row), (6, 0), xycoords=("axes fraction", "data"),
-        textcoords="offset points", fontweight="bold" if row == 0 else "normal", **note,
+        share(value), (1, row), (6, 0), xycoords=("axes fraction", "data"),
+        textcoords="offset points", fontweight=weight, ha="left", va="center", fontsize=8.5,
+        color=palette.INK.light,
     )  # fmt: skip
     if not np.isfinite(value):
         return
     inside = left <= value <= right
-    marker = "o" if inside else ("<" if value < left else ">")
-    at = float(np.clip(value, left, right))
-    plot.plot(at, row, marker, color=color, markersize=5.5, markeredgewidth=0, clip_on=False)
     if inside and np.isfinite(ends).all():
-        plot.plot(np.clip(ends, left, right), (row, row), color=color, lw=1.6, alpha=0.75)
+        whisker = np.clip(ends, left, right)
+        plot.plot(whisker, (row, row), color=style["color"], lw=1.6, alpha=0.75)
+    marker = style["marker"] if inside else ("<" if value < left else ">")
+    at = float(np.clip(value, left, right))
+    plot.plot(at, row, **{**style, "marker": marker}, clip_on=False)
+
+
+def _mark(group: str) -> dict[str, Any]:
+    """Solvers are full dots, nulls are hollow, what bounds them is a diamond."""
+    color = palette.MODEL[0].light if group in ("", "solver") else palette.MUTED.light
+    hollow = group == "null"
+    return {
+        "marker": {"null": "o", "bound": "D"}.get(group, "o"),
+        "color": color,
+        "markersize": 5.5,
+        "markeredgewidth": 1.2 if hollow else 0,
+        "markerfacecolor": palette.PAPER.light if hollow else color,
+        "linestyle": "",
+    }
+
+
+def _name_groups(canvas: Canvas, groups: Sequence[str]) -> None:
+    shown = list(dict.fromkeys(groups))
+    if len(shown) > 1:
+        canvas.legend(
+            [Line2D([], [], **_mark(group)) for group in shown],
+            shown,
+            loc="outside upper right",
+            ncols=len(shown),
+            handletextpad=0.2,
+            columnspacing=1.4,
+            fontsize=8.5,
+            labelcolor=palette.INK.light,
+        )

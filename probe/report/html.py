@@ -1,5 +1,6 @@
 """report.html: one file that needs no network and no script."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from probe.report.text import words
 from probe.report.typeset import typeset
 
 _HERE = Path(__file__).parent
+_RANGE = re.compile(r"(?<=\d)–(?=\d)")
 
 
 def html(report: Report, drawings: Mapping[str, str]) -> str:
@@ -33,9 +35,9 @@ def html(report: Report, drawings: Mapping[str, str]) -> str:
 
 
 def _unbroken(value: object) -> object:
-    """Keeps a number and its percent sign on one line."""
+    """Keeps a number and its percent sign, and both ends of a range, on one line."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return value.replace(" %", "\u00a0%")
+        return _RANGE.sub("–\u2060", value.replace(" %", "\u00a0%"))
     return value
 
 

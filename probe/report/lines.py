@@ -3,9 +3,10 @@
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
@@ -34,6 +35,7 @@ class Stroke:
     marker: str = ""
     order: int = 3
     band: float = 0.16
+    note: str = ""
 
 
 def draw(charts: Sequence[LineChart]) -> Canvas:
@@ -51,10 +53,11 @@ def draw(charts: Sequence[LineChart]) -> Canvas:
         _draw_lines(plot, chart.series, strokes)
         _name_axes(plot, chart, len(charts) > 1, at % columns == 0, at + columns >= len(charts))
     _set_scales(plots[: len(charts)], charts)
+    strokes = _note_hidden(plots[0], [s for c in charts for s in c.series], strokes)
     if len(charts) == 1:
         _label_theory(canvas, plots[0], charts[0], strokes)
     else:
-        canvas.supxlabel(charts[0].x_label, fontsize=9, color=palette.MUTED.light)
+        canvas.supxlabel(charts[0].x_label, x=0.43, fontsize=9, color=palette.MUTED.light)
         _draw_key(canvas, strokes, frozenset())
     return canvas
 
@@ -152,6 +155,29 @@ def _label_theory(
         canvas.set_layout_engine("constrained")
 
 
+def _note_hidden(
+    plot: Axes, series: Sequence[Series], strokes: Mapping[str, Stroke]
+) -> dict[str, Stroke]:
+    """The same strokes, with a word in the key for lines that lie outside the frame."""
+    hidden = {
+        label
+        for label in strokes
+        if _beyond(plot, [line for line in series if line.label == label])
+    }
+    return {
+        label: replace(stroke, note=" (off the scale)") if label in hidden else stroke
+        for label, stroke in strokes.items()
+    }
+
+
+def _beyond(plot: Axes, series: Sequence[Series]) -> bool:
+    """Whether these lines have points, all of them above or below the frame."""
+    values = np.concatenate([scales.array(line.y) for line in series])
+    known = values[np.isfinite(values)]
+    bottom, top = plot.get_ylim()
+    return bool(known.size) and not ((known >= bottom) & (known <= top)).any()
+
+
 def _edges(series: Sequence[Series]) -> Iterator[tuple[str, scales.Array, scales.Array]]:
     """All lines under their labels, then both edges of their bands."""
     for line in series:
@@ -171,7 +197,7 @@ def _draw_key(canvas: Canvas, strokes: Mapping[str, Stroke], omit: frozenset[str
         return
     canvas.legend(
         [_line(stroke, (0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 2)) for stroke in shown.values()],
-        [textwrap.fill(label, _LEGEND_CHARACTERS) for label in shown],
+        [textwrap.fill(label + stroke.note, _LEGEND_CHARACTERS) for label, stroke in shown.items()],
         loc="outside right upper",
         handlelength=2.4,
         fontsize=8.5,

@@ -26,7 +26,10 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<= )>=(?= )", "≥"),
     (r"(?<= )<=(?= )", "≤"),
     (r"\b[a-z]{2,}(?:_[a-z0-9]+)+\b", lambda name: words(name[0])),
-    (r"(?<![\w-])(?:lambda|mu|eta|alpha|tau|newton|chebyshev)(?![\w-])", lambda name: words(name[0])),
+    (
+        r"(?<![\w-])(?:lambda|mu|eta|alpha|tau|newton|chebyshev)(?![\w-])",
+        lambda name: words(name[0]),
+    ),
 )
 _COMPILED = [(re.compile(pattern), new) for pattern, new in _RULES]
 
