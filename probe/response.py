@@ -6,6 +6,7 @@ is already solved, it is expanded in hats (linear B-splines) over log mu. Everyt
 works on the summed products of these hats.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,7 @@ def gcv_solve(
     energy: Float[Tensor, "*cells"],
     roughness: Float[Tensor, "columns columns"],
     rows: int,
+    floor: float = 1e-9,
 ) -> PenalisedFit:
     """Least squares penalised by w^T roughness w; the penalty by GCV (Golub, Heath, Wahba 1979).
 
@@ -85,9 +87,12 @@ def gcv_solve(
         energy: Summed squares of all outputs.
         roughness: The penalty matrix.
         rows: Number of rows of X; each counts for one degree of freedom per output.
+        floor: The least penalty, as a share of the mean diagonal of the Gram matrix. Where the
+            penalty is ridge and X may lack rank, rows of a product * eps of its dtype:
+            below that the rounding noise of the missing directions is fitted.
     """
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-    grid = torch.logspace(-9, 2, 23, dtype=gram.dtype)
+    grid = torch.logspace(math.log10(floor), 2, 23, dtype=gram.dtype)
     penalties = grid.view(-1, *[1] * scale.ndim) * scale
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
     system = gram + penalties[..., None, None] * roughness + 1e-12 * scale[..., None, None] * eye

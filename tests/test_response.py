@@ -177,6 +177,29 @@ def test_gcv_at_its_limits() -> None:
     assert torch.allclose(cells.coefficients[0], 3 * cells.coefficients[1], rtol=1e-5)
 
 
+def test_a_floor_keeps_rounding_noise_out_of_the_choice_of_penalty() -> None:
+    """Six columns of rank three in float32: rounding makes some eigenvalues negative."""
+    eye = torch.eye(6, dtype=torch.float64)
+    floor = 256 * torch.finfo(torch.float32).eps
+
+    def gaps(least: float) -> torch.Tensor:
+        found = []
+        for seed in range(30):
+            g = generator_for(seed)
+            x = (normal(g, 256, 3) @ normal(g, 3, 6)).float()
+            y = normal(g, 256, 2).float()
+            rounded = (x.mT @ x).double(), (x.mT @ y).double()
+            x, y = x.double(), y.double()
+            energy = (y**2).sum()
+            said = x @ gcv_solve(*rounded, energy, eye, 256, least).coefficients
+            exact = x @ gcv_solve(x.mT @ x, x.mT @ y, energy, eye, 256, least).coefficients
+            found.append(((said - exact) ** 2).sum() / energy)
+        return torch.stack(found)
+
+    assert gaps(floor).max() < 1e-6
+    assert gaps(1e-9).max() > 1e-4
+
+
 @given(st.floats(0.05, 50.0))
 def test_half_crossing_of_ridge_is_its_lambda(lam: float) -> None:
     assert half_crossing(KNOTS, shrinkage(KNOTS, lam), 100.0) == pytest.approx(lam, rel=0.01)

@@ -1,0 +1,304 @@
+"""The rule reads predictors whose algorithm is known, and says nothing about broken instruments."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from planted_predictors import Measurement, column, measure, spectral
+
+from probe.findings import Finding, Instrument
+from probe.pilot import scout
+from probe.sampling import generator_for, normal
+from probe.scores import Reading, Score, nulls
+from probe.solvers import gradient_descent, newton, ridge
+from probe.statistics import BLOCKS
+from probe.sweep import Context, Plan
+from probe.tasks.base import find_task
+from probe.verdict import (
+    Evidence,
+    Nudge,
+    Thresholds,
+    check_instruments,
+    classify,
+    judge,
+    standing,
+)
+
+LEARNERS = ("first_order", "least_squares")
+RULE = Thresholds.load()
+ONES = torch.ones(BLOCKS, dtype=torch.float64)
+
+
+def noise(context: Context) -> torch.Tensor:
+    values = context.problem.values
+    return normal(generator_for(int(float(values.abs().sum()) * 100) % 9973), *values.shape)
+
+
+def half_noise(context: Context) -> torch.Tensor:
+    said = spectral(lambda mu: ridge.shrinkage(mu, 0.05))(context)
+    return said + 2 * noise(context)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measurement:
+    task = find_task("linear")
+    bound = scout(Plan(task, 256, 0), 1).step_bound
+    trained = normal(generator_for(5), 10, 10)
+    return measure(
+        task,
+        {
+            "gd-1": spectral(lambda mu: gradient_descent.shrinkage(mu, 1, 0.3 * bound)),
+            "gd-3": spectral(lambda mu: gradient_descent.shrinkage(mu, 3, 0.35 * bound)),
+            "ridge": spectral(lambda mu: ridge.shrinkage(mu, 0.05)),
+            "newton-9": spectral(lambda mu: newton.shrinkage(mu, 9, 0.2 * bound)),
+            "newton-3": spectral(lambda mu: newton.shrinkage(mu, 3, 0.2 * bound)),
+            "kernel": column("kernel_smoother", 0, 0, 0, 0, 0.8, 0, 0, 0),
+            "neighbours": column("nearest_neighbours", 0, 1),
+            "map": lambda context: context.problem.queries.double() @ trained.mT,
+            "copy": column("two_lag_copy", 0.7, -0.4),
+            "mean": column("mean", 1),
+            "oracle": column("oracle", 1),
+            "noise": noise,
+            "half-noise": half_noise,
+            "silence": column("zero", 1),
+        },
+        sequences=512,
+    )
+
+
+CLASSES = {
+    "gd-1": "first_order",
+    "gd-3": "first_order",
+    "ridge": "least_squares",
+    "newton-9": "least_squares",
+    "newton-3": "inconclusive",  # the same curve as eight gradient steps
+    "kernel": "kernel",
+    "neighbours": "kernel",
+    "map": "context_free",
+    "copy": "copy",
+    "mean": "kernel",
+    "oracle": "unexplained",
+    "noise": "unexplained",
+    "half-noise": "unexplained",
+    "silence": "unexplained",
+}
+GOOD = (Instrument("planted mesa-layer", "least_squares", "least_squares", True),)
+
+
+def evidence(reading: Reading, **changes) -> Evidence:
+    return replace(Evidence(reading, GOOD, None, {}, 1, "task linear"), **changes)
+
+
+@pytest.mark.parametrize(("name", "expected"), CLASSES.items())
+def test_planted_predictors_are_named(measured: Measurement, name: str, expected: str) -> None:
+    reading = measured.reading(name)
+    found = classify(reading, RULE)
+    assert found.name == expected
+    verdict = judge(evidence(reading), RULE)
+    assert verdict.algorithm_class == expected
+    assert (verdict.degree is not None) == (expected == "first_order")
+    assert verdict.evidence_level == (1 if expected in LEARNERS else 0)
+    assert bool(verdict.equivalent) == (expected in LEARNERS)
+    for word in ("None", "nan", "inf", "_"):
+        assert word not in verdict.statement
+    assert verdict.statement.endswith(".")
+
+
+def test_families_and_constants_of_planted_learners(measured: Measurement) -> None:
+    bound = measured.setting.step_bound
+    one = judge(evidence(measured.reading("gd-1")), RULE)
+    assert (one.family, one.degree) == ("gradient_descent", 1)
+    assert one.parameters["steps"] == 1
+    assert one.parameters["eta"] == pytest.approx(0.3 * bound, rel=0.02)
+    assert "ridge" not in one.equivalent and "newton" not in one.equivalent
+    three = judge(evidence(measured.reading("gd-3")), RULE)
+    assert three.family == "gradient_descent" and three.degree in (2, 3)
+    assert three.parameters["eta"] == pytest.approx(0.35 * bound, rel=0.02)
+    exact = judge(evidence(measured.reading("ridge")), RULE)
+    assert exact.family == "ridge"
+    assert exact.parameters["lambda"] == pytest.approx(0.05, rel=0.05)
+    assert not {"gradient_descent", "polynomial"} & {*exact.equivalent, *exact.undecided}
+    iterated = judge(evidence(measured.reading("newton-9")), RULE)
+    assert {"newton", "ridge"} <= {*iterated.equivalent, *iterated.undecided}
+
+
+def test_nulls_get_the_name_of_what_they_are(measured: Measurement) -> None:
+    for name, family in (
+        ("map", "memorised_map"),
+        ("copy", "two_lag_copy"),
+        ("kernel", "kernel_smoother"),
+        ("neighbours", "kernel_smoother"),
+        ("mean", "mean"),
+    ):
+        assert judge(evidence(measured.reading(name)), RULE).family == family
+
+
+def test_no_null_is_equivalent(measured: Measurement) -> None:
+    for name in CLASSES:
+        groups = standing(measured.reading(name), RULE)
+        assert not {*groups.equivalent, *groups.undecided, *groups.rejected} & (
+            nulls() | {"spline"}
+        )
+
+
+# --- The margins, on scores that are given. ---
+
+
+def score(family: str, r2: float, degree: int | None = None, rough: float = 0.0) -> Score:
+    wave = rough * torch.linspace(-1, 1, BLOCKS, dtype=torch.float64)
+    return Score(family, {}, degree, 1, 1 - r2, (1 - r2) * ONES + wave)
+
+
+def reading_of(**r2: float) -> Reading:
+    """A reading from R^2 by family; poly_k stands for the polynomial of degree k."""
+    given_ = {"spline": 0.99, "oracle": 0.1, "zero": 0.0, "newton": 0.5, "ridge": 0.5, **r2}
+    scores = []
+    for name, value in given_.items():
+        family, _, degree = name.partition("_")
+        if family == "poly":
+            scores.append(score("polynomial", value, int(degree)))
+        elif name.startswith("gd"):
+            scores.append(score("gradient_descent", value, int(name[2:])))
+        else:
+            scores.append(score(name, value, 1023 if name == "newton" else None))
+    if "poly_1" not in given_:
+        scores.append(score("polynomial", 0.4, 1))
+    return Reading(tuple(scores), ONES, 0.5 * ONES)
+
+
+def test_the_class_is_the_reach_of_least_squares_and_of_polynomials() -> None:
+    first = classify(reading_of(poly_1=0.5, poly_4=0.985, poly_8=0.99), RULE)
+    assert (first.name, first.degree) == ("first_order", 4)
+    assert classify(reading_of(ridge=0.985), RULE).name == "least_squares"
+    assert classify(reading_of(newton=0.985), RULE).name == "least_squares"
+    assert classify(reading_of(ridge=0.985, poly_8=0.985), RULE).name == "inconclusive"
+    assert classify(reading_of(ridge=0.97, poly_8=0.97), RULE).name == "unexplained"
+    assert classify(reading_of(ridge=0.97, poly_9=0.99), RULE).name == "unexplained"
+    assert classify(reading_of(spline=0.89, ridge=0.89), RULE).name == "unexplained"
+    assert classify(reading_of(spline=0.39, newton=0.3, ridge=0.3, poly_1=0.3), RULE).name == (
+        "unexplained"
+    )
+
+
+def test_a_null_wins_by_what_it_leaves_unexplained() -> None:
+    assert classify(reading_of(ridge=0.99, memorised_map=0.987), RULE).name == "least_squares"
+    found = classify(reading_of(ridge=0.99, memorised_map=0.988), RULE)
+    assert (found.name, found.null) == ("context_free", "memorised_map")
+    found = classify(reading_of(ridge=0.99, two_lag_copy=0.988), RULE)
+    assert found.name == "copy"
+
+
+@given(st.floats(-0.05, 0.01))
+def test_the_distance_is_that_of_the_deciding_number(gap: float) -> None:
+    found = classify(reading_of(ridge=0.98 + gap), RULE)
+    assert found.distance == pytest.approx(abs(gap), abs=1e-9)
+    # Rounding decides at the threshold itself.
+    if abs(gap) > 1e-9:
+        assert found.name == ("least_squares" if gap > 0 else "unexplained")
+
+
+@given(st.floats(0.0, 0.04), st.floats(0.0, 0.2))
+def test_families_stand_by_their_interval_against_the_margin(gap: float, rough: float) -> None:
+    rival = score("newton", 0.99 - gap, 1023, rough)
+    best = score("ridge", 0.99)
+    reading = Reading((best, rival, score("zero", 0.0), score("oracle", 0.1)), ONES, ONES)
+    groups = standing(reading, RULE)
+    assert "ridge" in groups.equivalent
+    deficit = reading.deficit(rival, best)
+    if deficit.hi < RULE.delta:
+        assert groups.equivalent == ("ridge", "newton") or gap == 0
+    elif deficit.lo > RULE.delta:
+        assert groups.rejected == ("newton",)
+    else:
+        assert groups.undecided == ("newton",)
+    if rough == 0 and abs(gap - RULE.delta) > 1e-6:
+        assert ("newton" in groups.equivalent) == (gap < RULE.delta)
+
+
+def test_better_data_decide_what_poor_data_leave_open() -> None:
+    def place(gap: float, rough: float) -> str:
+        scores = (score("ridge", 0.99), score("newton", 0.99 - gap, 1023, rough))
+        groups = standing(Reading((*scores, score("oracle", 0.1)), ONES, ONES), RULE)
+        return next(name for name, members in vars(groups).items() if "newton" in members)
+
+    assert place(0.005, 0.0) == "equivalent" and place(0.005, 0.1) == "undecided"
+    assert place(0.02, 0.0) == "rejected" and place(0.02, 0.1) == "undecided"
+
+
+# --- Instruments, nudge, evidence. ---
+
+
+def views(measured: Measurement, planted: str, twin: str, swapped: str):
+    names = {"planted_mesa": planted, "permuted_twin": twin, "swapped_context": swapped}
+    return check_instruments(lambda view: measured.reading(names[view]), RULE)
+
+
+def test_instruments_read_what_they_must(measured: Measurement) -> None:
+    good = views(measured, "ridge", "noise", "silence")
+    assert [check.ok for check in good] == [True, True, True]
+    assert views(measured, "newton-3", "noise", "noise")[0].reads == "no power"
+    assert not views(measured, "gd-1", "noise", "noise")[0].ok
+    assert not views(measured, "noise", "noise", "noise")[0].ok
+    assert not views(measured, "ridge", "gd-1", "noise")[1].ok
+    assert not views(measured, "ridge", "noise", "ridge")[2].ok
+
+
+def test_a_broken_instrument_takes_the_verdict_away(measured: Measurement) -> None:
+    reading = measured.reading("ridge")
+    assert judge(evidence(reading), RULE).evidence_level == 1
+    broken = views(measured, "ridge", "gd-1", "noise")
+    verdict = judge(evidence(reading, instruments=broken), RULE)
+    assert verdict.algorithm_class == "inconclusive" and verdict.evidence_level == 0
+    assert not verdict.instruments_ok and verdict.family == "none"
+    assert verdict.equivalent == () and verdict.parameters == {}
+    assert "misread" in verdict.statement and "permuted" in verdict.statement
+
+
+@pytest.mark.parametrize(
+    ("nudge", "expected"),
+    [
+        (None, "least_squares"),
+        (Nudge(0.0, 0.95, True, 0.0), "context_free"),
+        (Nudge(0.0, 0.5, True, 0.0), "unexplained"),
+        (Nudge(0.9, 0.95, True, 0.0), "least_squares"),
+        (Nudge(0.0, 0.95, False, 0.0), "least_squares"),
+        (Nudge(0.0, 0.95, True, 0.02), "least_squares"),
+    ],
+)
+def test_one_teacher_is_judged_by_the_nudge_first(measured, nudge, expected) -> None:
+    verdict = judge(evidence(measured.reading("ridge"), nudge=nudge), RULE)
+    assert verdict.algorithm_class == expected
+    assert verdict.evidence_level == (1 if expected == "least_squares" else 0)
+    assert "None" not in verdict.statement and "nan" not in verdict.statement
+
+
+def finding(name: str, outcome: str) -> Finding:
+    return Finding(name, "?", outcome, "", {}, {}, "")
+
+
+def test_the_inside_lifts_the_evidence(measured: Measurement) -> None:
+    reading = measured.reading("ridge")
+    inside = ("layer_reconstruction", "linear_probing", "update_law")
+    supports = {name: finding(name, "supports") for name in inside}
+
+    def level(layers: int, findings, of: Reading = reading) -> int:
+        return judge(evidence(of, layers=layers, findings=findings), RULE).evidence_level
+
+    assert level(4, supports) == 2
+    assert level(4, {}) == 1
+    for name in inside:
+        assert level(4, supports | {name: finding(name, "contradicts")}) == 1
+        assert level(4, supports | {name: finding(name, "inconclusive")}) == 1
+    only = {"layer_reconstruction": supports["layer_reconstruction"]}
+    assert level(1, only) == 2 and level(2, only) == 1
+    assert level(4, supports, measured.reading("kernel")) == 0
+
+
+def test_no_evidence_where_a_null_does_as_well() -> None:
+    reading = reading_of(ridge=0.99)
+    assert judge(evidence(reading), RULE).evidence_level == 1
+    rival = score("memorised_map", 0.985, rough=0.05)
+    verdict = judge(evidence(replace(reading, scores=(*reading.scores, rival))), RULE)
+    assert verdict.algorithm_class == "least_squares" and verdict.evidence_level == 0
