@@ -76,7 +76,7 @@ def lay_out(canvas: Canvas) -> None:
     engine = canvas.get_layout_engine()
     if engine is not None:
         engine.execute(canvas)
-        canvas.set_layout_engine("none")
+        canvas.set_layout_engine(None)
 
 
 def to_svg(canvas: Canvas, title: str) -> str:
