@@ -24,7 +24,6 @@ class Setting:
         mu_top: The 99 % quantile of the eigenvalues.
         step_bound: 2 / q99 of the largest eigenvalue: above it gradient descent diverges.
         ridge: The lambda that minimises the pilot loss of least squares.
-        protocol: held-out, or the name of a published protocol.
     """
 
     task: Task
@@ -34,7 +33,6 @@ class Setting:
     mu_top: float
     step_bound: float
     ridge: float
-    protocol: str = "held-out"
 
 
 @runtime_checkable

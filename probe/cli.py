@@ -50,6 +50,13 @@ def app() -> None:
 @sequences_option
 @seed_option
 @click.option("--only", metavar="A,B", default="", help="Run these analyses only.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["held-out", "von-oswald-2023"]),
+    default="held-out",
+    show_default=True,
+    help="The second adds numbers by the published protocol.",
+)
 @batch_option
 @workers_option
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
@@ -61,6 +68,7 @@ def analyze(
     sequences: int,
     seed: int,
     only: str,
+    protocol: str,
     batch_size: int,
     workers: int,
     as_json: bool,
@@ -77,7 +85,7 @@ def analyze(
     plan = Plan(task, sequences, seed, batch_size, workers)
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:
-        report = run(Request(subject, plan, names), progress)
+        report = run(Request(subject, plan, names, protocol != "held-out"), progress)
     page = write_report(report, out or Path("reports") / subject.name.replace("#", "-"))
     if as_json:
         click.echo(json_text(results_dict(report)), nl=False)

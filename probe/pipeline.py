@@ -14,6 +14,7 @@ from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.findings import Finding, Reference, Report
 from probe.pilot import scout
+from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
 from probe.scores import Reading, read
 from probe.sweep import PILOT, Plan, Results, Stage, Sweep
@@ -32,11 +33,13 @@ class Request:
         subject: The model.
         plan: The data.
         only: Names of the analyses to run; empty for all.
+        published: Whether to measure by the published protocol too.
     """
 
     subject: Subject
     plan: Plan
     only: tuple[str, ...] = ()
+    published: bool = False
 
 
 def analyze(request: Request, progress: Progress = lambda done, total: None) -> Report:
@@ -60,6 +63,9 @@ def _analyze(request: Request, progress: Progress) -> Report:
     wanted += [stage for a in analyses for stage in a.stages(setting)]
     results, clipped = _measure(request, setting, wanted, progress)
     findings = {a.name: a.conclude(setting, results) for a in analyses}
+    if request.published:
+        beside_ours = protocol.published_protocol(subject.model, plan.task, plan.seed)
+        findings[beside_ours.analysis] = beside_ours
     return Report(
         subject=_describe_subject(subject),
         task=_describe_task(plan, clipped),
