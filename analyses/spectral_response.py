@@ -256,7 +256,7 @@ def _ranking(output: Reading) -> IntervalChart:
         "Families at the output",
         "Held-out R^2 over the judged positions with 95 % intervals. Full dots: solvers. Hollow "
         "dots: nulls, which learn nothing; the oracle among them knows the teacher. Diamond: the "
-        "spline, the best scalar response, which bounds every family that has one.",
+        "spline, a freely fitted scalar response: what families with such a response can reach.",
         "R^2 of the model's predictions",
         tuple(score.family for score in ordered),
         tuple(max(interval.value, -0.1) for interval in intervals),

@@ -327,3 +327,64 @@ def test_theory_is_named_where_it_runs_alone():
     on_paper = re.findall(r"paint-order: stroke\">\s*<text[^>]*>([^<]*)<", drawing)
     assert on_paper == ["theory alone"]
     assert drawing.count("theory alone") == drawing.count(">theory behind<") == 1
+
+
+@pytest.mark.parametrize(
+    ("plain", "read"),
+    [
+        ("1 - sum |y - yhat|^2 / sum |y|^2", "1 − Σ|y − ŷ|² / Σ|y|²"),
+        ("C (G + lambda)^-1 q, s_t and s_{t-1}", "C (G + λ)⁻¹ q, sₜ and sₜ₋₁"),
+        ("from -0.159 to -0.000, t = 15..45", "from −0.159 to 0.000, t = 15–45"),
+        ("newton; preconditioned_gd", "Newton; preconditioned gradient descent"),
+        ("mesa-layer, softmax-7l, gradient-descent", "mesa-layer, softmax-7l, gradient-descent"),
+        (HOSTILE, HOSTILE),
+    ],
+)
+def test_plain_text_is_typeset(plain, read):
+    from probe.report.typeset import prose
+
+    assert prose(plain) == read
+    assert prose(read) == read
+
+
+def test_controls_stand_beside_their_numbers():
+    from probe.report.content import metric_rows
+
+    one = Metric(0.5, "R^2.", 0.4, 0.6)
+    twin = Metric(1.0, "the twin: R^2.")
+    controls = {"r2": twin, "r2 (swapped_context)": one, "permuted_twin_r2": one, "other": one}
+    rows = metric_rows(Finding("a", "?", "supports", "", {"r2": one}, controls, ""))
+    assert [row.name for row in rows] == ["R²", "control: other"]
+    views = [("the twin", "1.000"), *((v, "0.500 (0.400 to 0.600)") for v in TWO_VIEWS)]
+    assert [(name, value) for value, name in rows[0].controls] == views
+
+
+TWO_VIEWS = ("swapped context", "permuted twin")
+
+
+def test_groups_have_marks_and_a_key():
+    from probe.report.figures import render
+
+    chart = dataclasses.replace(figures()[5], groups=("bound", "solver", "null", "null"))
+    assert render(figures()[5]).count(">null<") == 0
+    drawing = render(chart)
+    assert all(drawing.count(f">{group}<") == 1 for group in ("bound", "solver", "null"))
+
+
+def test_lines_outside_the_frame_are_said_to_be():
+    from probe.report.figures import render
+
+    drawing = render(line_chart("x"))
+    assert drawing.count("(off the scale)") <= 1
+    far = Series("far", (0.0, 1.0), (1e9, 1e9), role="theory")
+    near = Series("near", (0.0, 1.0), (0.0, 1.0))
+    drawing = render(LineChart("x", "T", "C", "x", "y", (near, far)))
+    assert "far (off the scale)" in drawing
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float64(0.5)])
+def test_whole_numbers_and_numpy_floats_are_numbers(value):
+    from probe.report.content import metric_rows
+
+    finding = Finding("a", "?", "supports", "", {"n": Metric(value, "", value, value)}, {}, "")
+    assert metric_rows(finding)[0].value in ("1", "0.500")

@@ -17,13 +17,13 @@ _THEORY_SHARE, _THEORY_SHARE_LOG = 0.15, 0.7
 _MOST_TICKS = 8
 
 
-def array(values: Sequence[float]) -> Array:
+def array(values: Sequence[float | int]) -> Array:
     """Values as float64; what is not a number stays a gap."""
     numbers = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def plottable(values: Iterable[Sequence[float]], log: bool) -> Array:
+def plottable(values: Iterable[Sequence[float | int]], log: bool) -> Array:
     """All numbers that the axis can show, in its own scale."""
     flat: Array = np.concatenate([array(part) for part in values] or [np.empty(0)])
     if log:

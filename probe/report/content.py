@@ -79,8 +79,10 @@ def _text(name: str, control: Metric) -> str:
     return f"{row.value} ({row.interval})" if row.interval else row.value
 
 
-def _writer(name: str, metric: Metric) -> Callable[[float | None], str]:
+def _writer(name: str, metric: Metric) -> Callable[[float | int | None], str]:
     """Shares of variance have three decimals, other numbers three digits."""
+    if isinstance(metric.value, int):
+        return number
     return share if "r2" in name or "R²" in metric.definition else number
 
 
@@ -88,7 +90,7 @@ def reference_rows(reference: Reference) -> list[Row]:
     """The model and the fitted mesa-layer, side by side."""
     ends = interval(reference.excess_lo, reference.excess_hi)
 
-    def row(name: str, value: float, definition: str, ends: str = "") -> Row:
+    def row(name: str, value: float | int, definition: str, ends: str = "") -> Row:
         return Row(name, share(value) if "R²" in name else number(value), ends, definition)
 
     return [

@@ -137,7 +137,7 @@ def _write_values(plot: Axes, values: Array, norm: Normalize) -> None:
             plot.text(
                 column,
                 row,
-                f"{value:.2f}".replace("-", "−"),
+                f"{round(value, 2) + 0.0:.2f}".replace("-", "−"),
                 ha="center",
                 va="center",
                 color=color,

@@ -37,7 +37,8 @@ def html(report: Report, drawings: Mapping[str, str]) -> str:
 def _unbroken(value: object) -> object:
     """Keeps a number and its percent sign, and both ends of a range, on one line."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return _RANGE.sub("–\u2060", value.replace(" %", "\u00a0%"))
+        value = value.replace(" %", "\u00a0%").replace("t = ", "t\u00a0=\u00a0")
+        return _RANGE.sub("–\u2060", value)
     return value
 
 

@@ -16,7 +16,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALL, _LARGE = 1e-3, 1e5
 
 
-def number(value: float | None) -> str:
+def number(value: float | int | None) -> str:
     """Three significant digits, a true minus sign, powers of ten only where they help.
 
     >>> number(-0.99123), number(1234.5), number(2.5e-7), number(float("nan"))
@@ -37,7 +37,7 @@ def number(value: float | None) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def share(value: float | None) -> str:
+def share(value: float | int | None) -> str:
     """Three decimals, so that R² of a column can be compared at a glance.
 
     >>> share(0.98123), share(-0.0002), share(-4321.0)
@@ -54,7 +54,7 @@ def power_of_ten(exponent: int) -> str:
 
 
 def interval(
-    lo: float | None, hi: float | None, written: Callable[[float | None], str] = number
+    lo: float | int | None, hi: float | int | None, written: Callable[..., str] = number
 ) -> str:
     """The two ends, or nothing if neither is known."""
     if all(end is None or math.isnan(end) for end in (lo, hi)):
