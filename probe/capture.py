@@ -8,6 +8,8 @@ from torch import Tensor
 
 from probe.models.transformer import SequenceTransformer
 
+GROUP = 16
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -37,12 +39,16 @@ def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:
 def capture(
     model: SequenceTransformer, tokens: Float[Tensor, "batch time d_in"], batch_size: int
 ) -> Capture:
-    """Runs the model on `batch_size` sequences at a time and keeps the stream and the updates."""
+    """Runs the model on `batch_size` sequences at a time and keeps the stream and the updates.
+
+    The batch size is rounded up to a multiple of 16: narrow float32 products take rows in groups,
+    and those left over are rounded otherwise, so that the cut would show in the last bits.
+    """
     stream = model.layer_sites()
     updates = tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(model.blocks)))
     wanted = {*stream, *updates}
     outputs, kept = [], []
-    for part in tokens.split(batch_size):
+    for part in tokens.split(-(-batch_size // GROUP) * GROUP):
         output, cache = model.run_with_cache(part, names_filter=lambda name: name in wanted)
         outputs.append(output)
         kept.append(cache)
