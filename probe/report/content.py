@@ -155,11 +155,11 @@ def details(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def flat(record: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of a nested record under their dotted names."""
+    """Leaves of a nested record, each under the names that lead to it."""
     for key, value in record.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{words(str(key))}"
         if isinstance(value, Mapping):
-            yield from flat(value, f"{name}.")
+            yield from flat(value, f"{name}: ")
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(scalar, value)) or "none"
         else:

@@ -15,6 +15,7 @@ from probe.report.text import words
 from probe.report.typeset import typeset
 
 _HERE = Path(__file__).parent
+_TIED = re.compile(r" (?=%)|(?<=[λημα]) (?=\d)|(?<=\bt) (?== \d)|(?<=\bt =) (?=\d)")
 _RANGE = re.compile(r"(?<=\d)–(?=\d)")
 
 
@@ -35,9 +36,9 @@ def html(report: Report, drawings: Mapping[str, str]) -> str:
 
 
 def _unbroken(value: object) -> object:
-    """Keeps a number and its percent sign, and both ends of a range, on one line."""
+    """Keeps a number with its sign or symbol, and both ends of a range, on one line."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        value = value.replace(" %", "\u00a0%").replace("t = ", "t\u00a0=\u00a0")
+        value = _TIED.sub("\u00a0", value)
         return _RANGE.sub("–\u2060", value)
     return value
 
