@@ -3,8 +3,9 @@
 Hypotheses, fitted together since each can imitate another: a gradient step,
 w' = w + eta mu (1 - w); Newton, w' = 2 w - w^2; a ridge path, w' = mu / (mu + lambda'); and no
 new solving, w' = c w. Here w = mu f(mu) is the response of one layer and w' that of the next.
-Test statistic: held-out R^2 of what the next layer says; a law holds within the margin of that layer's free response. A falling
-ridge path also fits Newton's law, so this analysis alone never supports Newton.
+Test statistic: held-out R^2 of what the next layer says; a law holds within the margin of that
+layer's free response. A falling ridge path also fits Newton's law, so this analysis alone never
+supports Newton.
 """
 
 from collections.abc import Callable, Iterator

@@ -96,7 +96,7 @@ def test_loss_in_sample_flatters_only_a_little(learner):
 def test_figures_span_layers_positions_and_targets(learner):
     positions, targets, lines = learner.figures
     assert len(positions.values) == 2 and len(positions.values[0]) == 50
-    assert len(targets.values) == 2 and len(targets.values[0]) == len(targets.x) == 16
+    assert len(targets.values) == len(targets.y) == 16 and len(targets.values[0]) == 2
     assert {series.role for series in lines.series} == {"model", "control"}
 
 

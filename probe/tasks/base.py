@@ -90,10 +90,10 @@ def windows(width: int, length: int) -> Windows:
 
     For 10 channels and 50 positions t = 1..50: 2..14, 5..49, 15..49 and 15..45.
     """
-    knee = min(width + width // 2, length - 5) - 1
-    judged = max(2, width // 2) - 1
     last = length - 1
-    return Windows((1, knee), (min(judged, knee - 1), last), (knee, last), (knee, last - 4))
+    knee = min(max(width + width // 2 - 1, 2), last - 5)
+    judged = min(max(width // 2 - 1, 1), knee - 1)
+    return Windows((1, knee), (judged, last), (knee, last), (knee, last - 4))
 
 
 def label(window: tuple[int, int]) -> str:
