@@ -1,0 +1,303 @@
+"""The real command, in this process, on tiny random models and on the demo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo"
+FILES = ("results.json", "run.json", "report.html", "report.md")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problem(self) -> str:
+        """The one line that bad input must give."""
+        assert self.code == 2
+        assert self.out == ""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("mesaprobe: ") and "Traceback" not in self.err
+        return lines[0]
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Runs the command in an empty folder."""
+    from probe.cli import main
+
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+
+    def run(*arguments: object) -> Outcome:
+        code = 0
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        seen = capsys.readouterr()
+        return Outcome(code, seen.out, seen.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A random softmax model of two blocks for linear dynamics, as a native folder."""
+    from probe.checkpoints.native import write_native
+    from probe.models.attention import KINDS
+    from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
+    from probe.sampling import generator_for
+
+    attention = KINDS["softmax"](1, 4)
+    blocks = (BlockConfig(attention, positions=6), BlockConfig(attention, d_mlp=5))
+    model = SequenceTransformer(ModelConfig(10, 12, 10, blocks, projected=True))
+    model.initialise(0.3, generator_for(0))
+    assert sum(p.numel() for p in model.parameters()) < 2000
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write_native(model, "linear", folder)
+    return folder
+
+
+def analysed(command, checkpoint: Path, out: Path, *more: object) -> Outcome:
+    outcome = command("analyze", checkpoint, "--sequences", 256, "--out", out, *more)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def test_analyze_writes_a_valid_report(command, tiny, tmp_path) -> None:
+    from probe.report.results import validate
+
+    outcome = analysed(command, tiny, tmp_path / "out")
+    for name in FILES:
+        assert (tmp_path / "out" / name).stat().st_size > 100
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    validate(results)
+    names = {finding["analysis"] for finding in results["findings"]}
+    assert {"behaviour", "spectral_response", "teacher_nudge", "update_law"} <= names
+    for finding in results["findings"]:
+        for table in finding["tables"]:
+            assert (tmp_path / "out" / "tables" / f"{table}.csv").is_file()
+    # Random weights are no learner, and no model beats the reference that is fitted to the task.
+    assert results["verdict"]["class"] not in ("first_order", "least_squares")
+    assert results["verdict"]["evidence_level"] == 0
+    assert results["reference"]["excess_lo"] > 0
+    *_, path, sentence = outcome.out.splitlines()
+    assert path == f"Report: {tmp_path / 'out' / 'report.html'}"
+    assert sentence == results["verdict"]["statement"]
+    assert "Traceback" not in outcome.err
+    # Control: a result without its verdict is refused by the same schema.
+    del results["verdict"]
+    with pytest.raises(ValueError, match="verdict"):
+        validate(results)
+
+
+def test_the_bytes_depend_on_the_seed_alone(command, tiny, tmp_path) -> None:
+    def content(name: str, *more: object) -> tuple[bytes, str]:
+        outcome = analysed(command, tiny, tmp_path / name, "--only", "behaviour", *more)
+        return (tmp_path / name / "results.json").read_bytes(), outcome.out
+
+    first, printed = content("a", "--json")
+    assert printed.encode() == first
+    assert [f["analysis"] for f in json.loads(first)["findings"]] == ["behaviour"]
+    assert content("b", "--batch-size", 37, "--workers", 1)[0] == first
+    assert content("c", "--seed", 1)[0] != first
+
+
+@pytest.mark.slow
+def test_the_demo_is_judged(command, tmp_path) -> None:
+    from probe.report.results import validate
+
+    out = tmp_path / "out"
+    outcome = command("analyze", DEMO, "--sequences", 512, "--out", out)
+    assert outcome.code == 0, outcome.err
+    results = json.loads((out / "results.json").read_text())
+    validate(results)
+    assert results["verdict"]["instruments_ok"]
+    assert results["verdict"]["class"] in ("first_order", "least_squares", "inconclusive")
+    assert results["verdict"]["statement"] in outcome.out
+    repeated = command(
+        "analyze", DEMO, "--sequences", 512, "--out", tmp_path / "again", "--batch-size", 100
+    )
+    assert repeated.code == 0
+    same = (tmp_path / "again" / "results.json").read_bytes() == (out / "results.json").read_bytes()
+    assert same
+
+
+def test_compare_with_the_mesa_layer(command, tiny) -> None:
+    found = json.loads(command("compare", tiny, "--sequences", 256, "--json").out)
+    assert found["loss"] < found["model_loss"]
+    assert found["excess_of_model"] == pytest.approx(found["model_loss"] - found["loss"], rel=1e-6)
+    assert found["excess_lo"] < found["excess_of_model"] < found["excess_hi"]
+    shown = command("compare", tiny, "--sequences", 256)
+    assert shown.code == 0
+    assert f"{found['model_loss']:.4f}" in shown.out and "mesa-layer" in shown.out
+
+
+def test_convert_keeps_the_model(command, tiny, tmp_path) -> None:
+    from probe.checkpoints.base import load
+
+    outcome = command("convert", tiny, tmp_path / "copy")
+    assert outcome.code == 0
+    before, after = load(tiny), load(tmp_path / "copy")
+    assert before.sha256 == after.sha256 and before.sha256[:16] in outcome.out
+    assert "exists already" in command("convert", tiny, tmp_path / "copy").problem
+
+
+def test_describe_names_tensors_and_sites(command, tiny) -> None:
+    described = json.loads(command("describe", tiny, "--json").out)
+    assert described["task"] == "linear" and described["format"] == "native"
+    sizes = [torch.Size(t["shape"]).numel() for t in described["tensors"]]
+    assert sum(sizes) == described["parameters"]
+    sites = {site["name"]: site for site in described["hook_sites"]}
+    after = sites["blocks.1.hook_resid_post"]
+    assert after["shape"] == [256, 50, 12] and after["bytes_per_batch"] == 256 * 50 * 12 * 4
+    shown = command("describe", tiny)
+    assert shown.code == 0 and "blocks.1.hook_resid_post" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [
+        ("tasks", "linear-constructed"),
+        ("solvers", "conjugate_gradient"),
+        ("analyses", "update_law"),
+        ("presets", "von-oswald-2023/linear-1l"),
+        ("recipes", "demo"),
+        ("formats", "native"),
+    ],
+)
+def test_list(command, kind, some) -> None:
+    outcome = command("list", kind)
+    assert outcome.code == 0 and some in outcome.out.splitlines()
+
+
+# --- Bad input: one line, exit code 2, nothing written. ---
+
+
+def damaged(tiny: Path, folder: Path, kind: str) -> Path:
+    """A copy of the tiny model with something wrong."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny, folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if kind == "NaN":
+        tensors = load_file(weights)
+        name = next(iter(tensors))
+        tensors[name].flatten()[0] = float("nan")
+        save_file(tensors, weights)
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "no json":
+        config.write_text(config.read_text()[:-40])
+    elif kind == "no task":
+        plain = json.loads(config.read_text())
+        config.write_text(json.dumps({**plain, "task": None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sequences", 3], "--sequences 3: too few"),
+        (["--sequences", "many"], "--sequences"),
+        (["--seed", -1], "--seed -1"),
+        (["--task", "nonsense"], "unknown task 'nonsense'"),
+        (["--task", "linear-constructed"], "tokens of width 40"),
+        (["--only", "behaviour,nonsense"], "unknown analysis nonsense"),
+        (["--preset", "von-oswald-2023/linear-1l"], "leave out --preset"),
+        (["--workers", 0], "workers"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_impossible_requests(command, tiny, tmp_path, arguments, expected) -> None:
+    outcome = command("analyze", tiny, "--sequences", 256, *arguments, "--out", tmp_path / "out")
+    assert expected in outcome.problem
+    assert not (tmp_path / "out").exists() and not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("NaN", "NaN or infinity"),
+        ("truncated", "model.safetensors"),
+        ("no weights", "holds no model.safetensors"),
+        ("no json", "config.json"),
+        ("no task", "give --task NAME"),
+    ],
+)
+@pytest.mark.parametrize("name", ["analyze", "compare"])
+def test_damaged_checkpoints(command, tiny, tmp_path, kind, expected, name) -> None:
+    folder = damaged(tiny, tmp_path / "damaged", kind)
+    outcome = command(name, folder, "--sequences", 256)
+    assert expected in outcome.problem and str(folder) in outcome.problem
+    assert not list(Path().iterdir())
+
+
+def test_a_missing_file_and_an_unknown_format(command, tmp_path) -> None:
+    assert "no such file" in command("analyze", tmp_path / "nothing.pkl").problem
+    odd = tmp_path / "odd.txt"
+    odd.write_text("hello")
+    assert "unknown checkpoint format" in command("analyze", odd).problem
+    pickle = tmp_path / "model.pkl"
+    pickle.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    outcome = command("analyze", pickle, "--preset", "von-oswald-2023/linear-1l")
+    assert "model.pkl" in outcome.problem
+    assert "preset" in command("analyze", pickle, "--preset", "nonsense").problem
+    assert not list(Path().iterdir()) and not Path("ran").exists()
+
+
+@pytest.mark.slow
+def test_an_output_that_cannot_be_written(command, tiny, tmp_path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, no folder")
+    outcome = command("analyze", tiny, "--sequences", 256, "--only", "behaviour", "--out", blocked)
+    assert outcome.code == 2 and "Traceback" not in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("mesaprobe: ")
+    assert blocked.read_text() == "a file, no folder"
+
+
+def test_commands_without_arguments_and_unknown_ones(command) -> None:
+    assert "CHECKPOINT" in command("analyze").problem
+    assert "nonsense" in command("nonsense").problem
+    assert "RECIPE" in command("train").problem
+    assert "nonsense" in command("train", "nonsense").problem
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from probe.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "print('heavy', sorted(heavy))"
+    )
+    before = os.times()
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = os.times()
+    used = after.children_user + after.children_system
+    used -= before.children_user + before.children_system
+    assert "analyze" in done.stdout and "heavy []" in done.stdout
+    assert used < 0.5 and time.perf_counter() - started < 10
+    # Control: the same check sees a heavy import.
+    seen = subprocess.run(
+        [sys.executable, "-c", "import numpy\n" + code], capture_output=True, text=True, check=True
+    )
+    assert "heavy ['numpy']" in seen.stdout

@@ -1,0 +1,83 @@
+"""From a subject to a report, without the command line."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from probe.checkpoints.base import load
+from probe.checkpoints.native import write_native
+from probe.errors import InputError
+from probe.pipeline import Request, analyze, compare_with_mesa
+from probe.sweep import Plan
+from probe.tasks.linear_dynamics import LinearDynamics
+from probe.tasks.teachers import Fixed
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("native") / "tiny"
+    write_native(tiny_model("linear"), "linear", folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def report(subject, small_task):
+    told = []
+    plan = Plan(small_task, 256, 0, workers=1)
+    request = Request(subject, plan, ("behaviour", "teacher_nudge"))
+    return analyze(request, lambda done, total: told.append((done, total))), told
+
+
+def test_a_report_names_its_subject_and_its_data(report, subject, small_task) -> None:
+    found, _ = report
+    assert found.subject["sha256"] == subject.sha256 and found.subject["layers"] == 2
+    assert found.subject["parameters"] == sum(p.numel() for p in subject.model.parameters())
+    assert (found.task["name"], found.task["sequences"], found.task["seed"]) == ("small", 256, 0)
+    clipped = found.task["params"]["clipped_share"]
+    assert set(clipped) == {"in distribution", "nudged teacher"}
+    assert [finding.analysis for finding in found.findings] == ["behaviour", "teacher_nudge"]
+    assert [check.name for check in found.verdict.instruments] == [
+        "planted mesa-layer",
+        "twin with permuted weights",
+        "moments of another sequence",
+    ]
+    assert "small" in found.verdict.scope and "2..11" in found.verdict.scope
+
+
+def test_progress_ends_at_its_total(report) -> None:
+    _, told = report
+    done = [share / total for share, total in told]
+    assert done == sorted(done) and done[-1] == 1
+
+
+def test_the_comparison_is_that_of_the_full_run(report, subject, small_task) -> None:
+    full, _ = report
+    alone = compare_with_mesa(subject, Plan(small_task, 256, 0, workers=1))
+    assert alone == full.reference
+    other = compare_with_mesa(subject, Plan(small_task, 256, 1, workers=1))
+    assert other != full.reference
+
+
+def test_a_task_of_other_width_is_refused(subject) -> None:
+    wide = LinearDynamics("wide", Fixed.from_seed(4, 0), width=4, length=12)
+    with pytest.raises(InputError, match=r"width 4.*wants 3 and 3"):
+        analyze(Request(subject, Plan(wide, 256, 0)))
+
+
+def test_predictions_that_are_not_finite_are_refused(subject, small_task, tiny_model) -> None:
+    broken = tiny_model("linear")
+    with torch.no_grad():
+        next(broken.parameters()).mul_(1e38)
+    with pytest.raises(InputError, match="not finite"):
+        analyze(Request(replace(subject, model=broken), Plan(small_task, 256, 0)))
+
+
+def test_the_twin_of_every_run_comes_from_its_seed(subject, small_task) -> None:
+    def twin_loss(seed: int) -> float:
+        request = Request(subject, Plan(small_task, 256, seed, workers=1), ("behaviour",))
+        return analyze(request).findings[0].controls["loss"].value
+
+    first = twin_loss(0)
+    assert twin_loss(0) == first
+    assert twin_loss(1) != first
