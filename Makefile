@@ -24,7 +24,7 @@ test-fast: lint
 	$(BIN)/pytest -q -m "not slow" -n 2
 
 test-slow: install
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m slow -n 2
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.reference import MESA, MODEL, PREDICTORS, ReferenceStage, conclude
 from probe.statistics import Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import Measured, Results
+from probe.tasks.base import label
 from probe.views import SUBJECT, TWIN
 
 LOSS = "1/2 mean over sequences of |prediction - target|^2, mean over positions"
@@ -51,7 +52,7 @@ class Behaviour:
             ),
             "late_over_early": Metric(
                 ratio.value,
-                "loss at solved positions over loss at unsolved ones",
+                _ratio_words(setting),
                 ratio.lo,
                 ratio.hi,
             ),
@@ -60,7 +61,7 @@ class Behaviour:
         controls = {
             "loss": _loss(twin, MODEL, "the twin with permuted weights"),
             "late_over_early": Metric(
-                twin_ratio.value, "the twin with permuted weights", twin_ratio.lo, twin_ratio.hi
+                twin_ratio.value, f"the twin: {_ratio_words(setting)}", twin_ratio.lo, twin_ratio.hi
             ),
         }
         return Finding(
@@ -68,8 +69,8 @@ class Behaviour:
             self.question,
             _outcome(ratio),
             f"Loss {reference.model_loss:.3f}, against {reference.loss:.3f} for the mesa-layer "
-            f"(lambda {reference.ridge:.2g}); once the context determines the teacher it is "
-            f"{ratio.value:.2f} times what it was before.",
+            f"(lambda {reference.ridge:.2g}); over t = {label(setting.windows.solved)} it is "
+            f"{ratio.value:.2g} times that over t = {label(setting.windows.unsolved)}.",
             metrics,
             controls,
             "A falling loss shows that context helps, not by which algorithm; and a loss near that "
@@ -77,6 +78,11 @@ class Behaviour:
             (Table("behaviour", pd.DataFrame(rows)),),
             (_figure(rows),),
         )
+
+
+def _ratio_words(setting: Setting) -> str:
+    solved, unsolved = label(setting.windows.solved), label(setting.windows.unsolved)
+    return f"mean loss over t = {solved} divided by that over t = {unsolved}"
 
 
 def _outcome(ratio: Interval) -> Outcome:

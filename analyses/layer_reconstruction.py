@@ -272,9 +272,7 @@ def _controls(scores: dict[str, Scores]) -> dict[str, Metric]:
         "least_squares_r2": "least_squares",
     }
     return {
-        f"{view}_{name}": _metric(
-            scores[view].median(subset), f"{name} of the model, in the view {view}"
-        )
+        f"{view}_{name}": _metric(scores[view].median(subset), f"{name}, in the view {view}")
         for view in (ANOTHER, TWIN)
         for name, subset in families.items()
     }
@@ -298,14 +296,15 @@ def _statement(metrics: dict[str, Metric], controls: dict[str, Metric], subject:
         for family in dict.fromkeys(better)
     }
     named = "; ".join(
-        f"{family} reconstructs better at layer {places}" for family, places in layers.items()
+        f"{family} reconstructs better at {'layers' if ',' in places else 'layer'} {places}"
+        for family, places in layers.items()
     )
     value = {name: f"{metric.value:.3f}" for name, metric in {**metrics, **controls}.items()}
     return (
         f"At the median layer the blocks explain {value['full_r2']} of the attention output "
-        f"(of another sequence {value[f'{ANOTHER}_full_r2']}, of the permuted twin's output "
-        f"{value[f'{TWIN}_full_r2']}), {value['context_share']} of it beyond the tokens; "
-        f"the gradient step's {value['gradient_r2']}, those of least squares "
+        f"(blocks of another sequence {value[f'{ANOTHER}_full_r2']}; the permuted twin's output "
+        f"{value[f'{TWIN}_full_r2']}), {value['context_share']} of it beyond the tokens. Blocks of "
+        f"a gradient step alone explain {value['gradient_r2']}, of least squares alone "
         f"{value['least_squares_r2']}. {named[0].upper()}{named[1:]}."
     )
 

@@ -207,7 +207,7 @@ class LinearProbing:
         }
         named = bootstrap_interval(lambda weights: gain[SUBJECT](weights) - gain[SWAPPED](weights))
         gains = {view: bootstrap_interval(statistic) for view, statistic in gain.items()}
-        outcome = _outcome(named, gains[TWIN])
+        outcome = _outcome(named, gains[TWIN], setting.layers)
         decoders: Decoders = results[stages[0], SUBJECT].learned
         return Finding(
             analysis=self.name,
@@ -238,10 +238,11 @@ def _scores(results: Results, stage: Probes, view: str) -> Scores:
     return Scores(stage, sums["error"], sums["energy"], sums["sequences"])
 
 
-def _outcome(named: Interval, twin: Interval) -> Outcome:
+def _outcome(named: Interval, twin: Interval, layers: int) -> Outcome:
+    """One or two layers can solve the problem without ever showing a preconditioned query."""
     if named.lo > MARGIN and twin.value <= named.value:
         return "supports"
-    return "contradicts" if named.hi < MARGIN else "inconclusive"
+    return "contradicts" if named.hi < MARGIN and layers > 2 else "inconclusive"
 
 
 def _statement(
@@ -262,9 +263,9 @@ def _statement(
     }[outcome]
     return (
         f"Through the layers the preconditioned query {verb}: R^2 changes by "
-        f"{gains[SUBJECT].value:+.3f}, and by {gains[SWAPPED].value:+.3f} for the context of "
-        f"another sequence, a difference of {named.value:.3f} [{named.lo:.3f}, {named.hi:.3f}]; "
-        f"that of the next token goes from {read[0].value:.3f} to {read[1].value:.3f}."
+        f"{gains[SUBJECT].value:+.3f}, and by {gains[SWAPPED].value:+.3f} where the context is "
+        f"swapped, a difference of {named.value:.3f} [{named.lo:.3f}, {named.hi:.3f}]. R^2 of the "
+        f"next token goes from {read[0].value:.3f} to {read[1].value:.3f}."
     )
 
 

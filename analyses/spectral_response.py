@@ -115,7 +115,9 @@ def _effective(
     stage: ResponseStage, bands: dict[str, CurveBand], setting: Setting
 ) -> dict[str, Metric]:
     value = half_crossing(stage.mu, bands[OUTPUT].curve, setting.mu_top)
-    definition = "smallest mu where the output's shrinkage passes 1/2 upwards; ridge: its lambda"
+    definition = (
+        "smallest mu where the output's shrinkage passes 1/2 upwards; exact ridge: its lambda"
+    )
     return {"effective_lambda": Metric(value, definition)}
 
 
@@ -192,8 +194,9 @@ def _figures(
         "response_layers",
         "Response through the layers",
         "Shrinkage mu f(mu): the share of each direction of the context that is already solved, "
-        "with 95 % bands. Grey: what one gradient step and ridge regression would do, fitted to "
-        "the output. Learning shows as curves that rise from right to left, layer by layer.",
+        "with 95 % bands; above 1 it overshoots. Grey: what one gradient step and ridge regression "
+        "would do, fitted to the output. Learning shows as curves that rise from right to left, "
+        "layer by layer.",
         charts,
     )
     return panels, _ranking(output)

@@ -38,10 +38,16 @@ class TeacherNudge:
         outcome = _outcome(alpha)
         statement = (
             f"The predictions follow the turned teacher by {alpha.value:.2f} "
-            f"[{alpha.lo:.2f}, {alpha.hi:.2f}], where 1 is a learner and 0 a memorised map."
+            f"[{alpha.lo:.2f}, {alpha.hi:.2f}]: 1 is a learner that has solved the problem, less "
+            "one that has not, 0 a memorised map."
         )
         metrics = {
-            "alpha": Metric(alpha.value, "how far predictions follow the turn", alpha.lo, alpha.hi),
+            "alpha": Metric(
+                alpha.value,
+                "sum (y - W_f q).(W - W_f) q / sum |(W - W_f) q|^2, with W the turned teacher",
+                alpha.lo,
+                alpha.hi,
+            ),
             "fixed_r2": Metric(
                 fixed.value, "R^2 of the unturned teacher's map", fixed.lo, fixed.hi
             ),

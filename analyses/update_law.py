@@ -85,13 +85,15 @@ class UpdateLaw:
             _outcome(len(visible), len(lawful), len(solving)),
             _statement(len(visible), len(lawful), len(solving), names),
             {
-                "lawful": Metric(len(lawful), "transitions that a law of solving explains"),
-                "visible": Metric(
+                "transitions_explained": Metric(
+                    len(lawful), "transitions that a law of solving explains"
+                ),
+                "transitions": Metric(
                     len(visible), "transitions to layers with a response, R^2 >= 0.5"
                 ),
             },
             {
-                "scaled": Metric(
+                "transitions_explained": Metric(
                     len([t for t in visible if "scaled" in t.within]),
                     "visible transitions that mere scaling explains as well",
                 )
@@ -118,7 +120,7 @@ def _statement(visible: int, lawful: int, solving: int, names: list[str]) -> str
     laws = ", ".join(name.replace("_", " ") for name in names) or "no single law"
     return (
         f"{lawful} of {visible} transitions follow a law of solving within {MARGIN} of R^2, "
-        f"{solving} of them more than mere scaling; in most of them: {laws}."
+        f"{solving or 'none'} of them better than mere scaling; in most transitions: {laws}."
     )
 
 

@@ -229,7 +229,7 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         undecided=groups.undecided if learner else (),
         evidence_level=level,
         distance_to_margin=found.distance,
-        statement=_statement(found, score, groups, evidence.reading),
+        statement=_statement(found, score, groups, evidence.reading, thresholds.delta),
         instruments_ok=True,
         instruments=evidence.instruments,
         scope=evidence.scope,
@@ -305,14 +305,16 @@ def _empty(evidence: Evidence, statement: str) -> Verdict:
     )
 
 
-def _statement(found: Class, score: Score | None, groups: Standing, reading: Reading) -> str:
+def _statement(
+    found: Class, score: Score | None, groups: Standing, reading: Reading, delta: float
+) -> str:
     """The verdict in one sentence."""
     if found.name in _LEARNERS:
         runs = "solves least squares"
         if found.name == "first_order":
             one = found.degree == 1
             runs = "runs one gradient step" if one else f"runs a {found.degree}-step iteration"
-        return f"The forward pass {runs} on its own context: {_fit(score, groups, reading)}."
+        return f"The forward pass {runs} on its own context: {_fit(score, groups, reading, delta)}."
     return {
         "context_free": "No learning algorithm found: a fixed map of the query does as well.",
         "copy": "No learning algorithm found: a fixed mixture of the last tokens does as well.",
@@ -321,11 +323,11 @@ def _statement(found: Class, score: Score | None, groups: Standing, reading: Rea
     }.get(found.name, "No learning algorithm found: no solver explains the predictions.")
 
 
-def _fit(score: Score | None, groups: Standing, reading: Reading) -> str:
+def _fit(score: Score | None, groups: Standing, reading: Reading, delta: float) -> str:
     if score is None:
         return "no single family stands out"
     others = [_words(name) for name in groups.equivalent if name != score.family]
-    also = f"; not told from it: {', '.join(others)}" if others else ""
+    also = f"; within {delta:g} of the best R^2 too: {', '.join(others)}" if others else ""
     shown = {key: value for key, value in score.constants.items() if key != "degree"}
     inside = ", ".join(f"{key} {value:.3g}" for key, value in shown.items())
     constants = f" ({inside})" if 0 < len(shown) <= 3 else ""
@@ -333,5 +335,13 @@ def _fit(score: Score | None, groups: Standing, reading: Reading) -> str:
     return f"{_words(score.family)}{constants} explains {share}{also}"
 
 
+_WORDS = {
+    "ridge": "ridge regression",
+    "newton": "Newton's iteration",
+    "chebyshev": "Chebyshev iteration",
+    "preconditioned_gd": "preconditioned gradient descent",
+}
+
+
 def _words(family: str) -> str:
-    return family.replace("_gd", " gradient descent").replace("_", " ")
+    return _WORDS.get(family, family.replace("_", " "))

@@ -75,7 +75,7 @@ def test_knows_a_gradient_step_from_least_squares():
     assert table.loc[(3, "C (G + lambda)^-1 q"), "r2"] > 0.999
     assert table.loc[(3, "gradient_step"), "r2"] < 0.95
     assert abs(table.loc[(1, "all"), "control_r2"]) < 0.05
-    assert "Gradient step reconstructs better at layer 1, 2" in finding.statement
+    assert "Gradient step reconstructs better at layers 1, 2" in finding.statement
     assert "least squares reconstructs better at layer 3" in finding.statement
     assert finding.metrics["full_r2"].lo > 0.99
 

@@ -1,5 +1,6 @@
 """The kinds of attention. Each is a small frozen description and the module that it builds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -12,9 +13,10 @@ from transformer_lens.hook_points import HookPoint
 from probe.mesa_layer import mesa_layer
 
 
-class Mixer(nn.Module):
+class Mixer(nn.Module, ABC):
     """What becomes of queries, keys and values; the only part in which the kinds differ."""
 
+    @abstractmethod
     def forward(
         self,
         q: Float[Tensor, "batch time heads d_head"],
@@ -22,7 +24,6 @@ class Mixer(nn.Module):
         v: Float[Tensor, "batch time heads d_head"],
     ) -> Float[Tensor, "batch time heads d_head"]:
         """Mixes values over the past of each position."""
-        raise NotImplementedError(type(self).__name__)
 
 
 @runtime_checkable

@@ -48,7 +48,7 @@ def prose(text: str) -> str:
 def typeset(value: T) -> T:
     """The same report, finding or figure, with every text for readers as prose."""
     result: Any = _typeset(value)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _typeset(value: Any) -> Any:

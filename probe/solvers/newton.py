@@ -26,6 +26,8 @@ class NewtonSchulz:
 
     The start is one constant between an eighth of the largest that converges and that. A smaller
     start would turn its first steps into plain gradient descent and let the family imitate it.
+    No knot may diverge: past 2 / start the error grows so fast that one rare eigenvalue of the
+    test split would decide the score.
     """
 
     name: str = "newton"
@@ -37,7 +39,9 @@ class NewtonSchulz:
 
     def _fit(self, spectral: Spectral, steps: int) -> Fitted:
         mu, bound = spectral.mu, spectral.step_bound
-        start = zoom(spectral.errors, lambda c: shrinkage(mu, steps, c), bound / 8, bound)
+        high = min(bound, 2 / float(mu[-1]))
+        low = min(bound / 8, high / 2)
+        start = zoom(spectral.errors, lambda c: shrinkage(mu, steps, c), low, high)
         curve = shrinkage(mu, steps, start)
         constants = {"steps": steps, "start": start}
         return Fitted(self.name, constants, curve, degree=2**steps - 1, free=1)
