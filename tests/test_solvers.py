@@ -558,3 +558,14 @@ def test_every_family_has_one_shape_and_its_own_name() -> None:
     }
     assert not families()["ridge"].is_null
     assert not isinstance(object(), kinds)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.05, 1.0])
+def test_newton_never_diverges_at_a_knot(penalty: float, context: Context, setting, every) -> None:
+    target = spectral_prediction(context, lambda mu: ridge.shrinkage(mu, penalty))
+    found = fit_to(target, context, setting, every)["newton"]
+    curves = torch.stack([member.weights[:64] for member in found])
+    assert (curves >= 0).all() and (curves <= 1).all()
+    # Control: at the largest step of gradient descent the highest knots explode.
+    knots = torch.tensor(setting.knots, dtype=torch.float64)
+    assert newton.shrinkage(knots, 9, setting.step_bound).abs().max() > 1e6

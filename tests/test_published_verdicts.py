@@ -1,0 +1,47 @@
+"""The published checkpoints, where their folder is at hand, are judged as their design demands."""
+
+from pathlib import Path
+
+import pytest
+
+from probe.checkpoints.base import load
+from probe.pipeline import Request, analyze
+from probe.sweep import Plan
+from probe.tasks.base import find_task
+
+FOLDER = "linear_seq_fully"
+MODELS = [
+    ("model_lin_1l_constr.pkl", "linear-1l", "first_order", 1),
+    ("model_lin_2l_constr.pkl", "linear-2l", "first_order", 4),
+    ("model_lin_6l_constr.pkl", "linear-6l", "least_squares", None),
+    ("model_mesa_constr.pkl", "mesa-1l", "least_squares", None),
+    ("model_sm_7l_fullfledged.pkl", "softmax-7l", "least_squares", None),
+    ("model_mesa_fullfledged.pkl", "hybrid-mesa", "least_squares", None),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "preset", "expected", "degree"), MODELS)
+def test_published_models_are_judged(paper_data: Path, file, preset, expected, degree) -> None:
+    path = paper_data / FOLDER / file
+    if not path.exists():
+        pytest.skip(f"the folder holds no {file}")
+    subject = load(path, f"von-oswald-2023/{preset}")
+    plan = Plan(find_task(subject.task or ""), 4096, 0)
+    verdict = analyze(Request(subject, plan, ("behaviour",))).verdict
+    # The twin and the foreign contexts read no learner, or there would be no verdict.
+    assert verdict.instruments_ok, verdict.statement
+    assert (verdict.algorithm_class, verdict.degree) == (expected, degree)
+    assert verdict.evidence_level >= 1
+    known = {*verdict.equivalent, *verdict.undecided}
+    if preset == "linear-1l":
+        assert verdict.family == "gradient_descent" and verdict.parameters["steps"] == 1
+        assert verdict.parameters["eta"] == pytest.approx(0.033, abs=0.003)
+        assert not {"ridge", "newton", "conjugate_gradient"} & known
+    elif expected == "first_order":
+        assert "polynomial" in known and "ridge" not in known
+    else:
+        assert verdict.family == "ridge"
+        assert "gradient_descent" not in verdict.equivalent
+    if preset == "linear-6l":
+        assert "newton" in verdict.equivalent
