@@ -73,9 +73,8 @@ def test_bits_depend_on_the_seed_alone(small_task, tiny_model, kind) -> None:
     model, stages = tiny_model(kind), stages_of(small_task)
     first = tensors_of(swept(small_task, model, stages, batch_size=256, workers=1))
     assert len(first) > 20
-    for how in ({"batch_size": 64}, {"batch_size": 37}):
-        again = tensors_of(swept(small_task, model, stages, **{"workers": 2, **how}))
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), how
+    again = tensors_of(swept(small_task, model, stages, batch_size=37, workers=2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     # Control: another seed moves everything but the counts.
     own = swept(small_task, model, (Count(),))[Count(), SUBJECT].sums
     other = swept(small_task, model, (Count(),), seed=1)[Count(), SUBJECT].sums
@@ -83,10 +82,22 @@ def test_bits_depend_on_the_seed_alone(small_task, tiny_model, kind) -> None:
     assert (own["said"] == other["said"]).double().mean() < 0.01
 
 
+@pytest.mark.parametrize("kind", ["linear", "softmax", "mesa"])
+@pytest.mark.parametrize("count", [163, 192])
+def test_the_cut_into_batches_does_not_show(small_task, tiny_model, kind, count) -> None:
+    model, tokens = tiny_model(kind), small_task.sample(count, generator_for(0)).tokens
+    whole = capture(model, tokens, count)
+    for batch_size in (1, 5, 16, 37, 64, 131):
+        cut = capture(model, tokens, batch_size)
+        for name in ("output", "layers", "updates", "readouts"):
+            assert torch.equal(getattr(cut, name), getattr(whole, name)), (batch_size, name)
+    assert not torch.equal(capture(model, tokens.roll(1, 0), 37).output, whole.output)
+
+
 def test_state_does_not_grow_with_the_sequences(small_task, tiny_model) -> None:
     model, stages = tiny_model("linear"), stages_of(small_task)
     sizes = []
-    for sequences in (256, 1024):
+    for sequences in (256, 600):
         results = swept(small_task, model, stages, sequences, workers=1)
         sizes.append([tensor.shape for tensor in tensors_of(results)])
     assert sizes[0] == sizes[1]
