@@ -43,15 +43,20 @@ def capture(
 
     The batch size is rounded up to a multiple of 16: narrow float32 products take rows in groups,
     and those left over are rounded otherwise, so that the cut would show in the last bits.
+    The model runs where its parameters are; what is kept comes back to where the tokens are.
     """
+    device = next(model.parameters()).device
     stream = model.layer_sites()
     updates = tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(model.blocks)))
     wanted = {*stream, *updates}
     outputs, kept = [], []
     for part in tokens.split(-(-batch_size // GROUP) * GROUP):
-        output, cache = model.run_with_cache(part, names_filter=lambda name: name in wanted)
+        output, cache = model.run_with_cache(
+            part.to(device), names_filter=lambda name: name in wanted
+        )
         outputs.append(output)
         kept.append(cache)
     layers = torch.stack([torch.cat([cache[site] for cache in kept]) for site in stream])
     added = torch.stack([torch.cat([cache[site] for cache in kept]) for site in updates])
-    return Capture(torch.cat(outputs), layers, added, model.read_out(layers))
+    found = (torch.cat(outputs), layers, added, model.read_out(layers))
+    return Capture(*(part.to(tokens.device) for part in found))

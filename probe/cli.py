@@ -36,6 +36,15 @@ workers_option = click.option(
 )
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto takes CUDA where there is one.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mesaprobe")
 def app() -> None:
@@ -59,6 +68,7 @@ def app() -> None:
 )
 @batch_option
 @workers_option
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
 def analyze(
     checkpoint: Path,
@@ -71,6 +81,7 @@ def analyze(
     protocol: str,
     batch_size: int,
     workers: int,
+    device: str,
     as_json: bool,
 ) -> None:
     """Analyses CHECKPOINT and writes a report."""
@@ -82,7 +93,7 @@ def analyze(
     from probe.sweep import Plan
 
     subject, task = _load(checkpoint, preset, task_name)
-    plan = Plan(task, sequences, seed, batch_size, workers)
+    plan = Plan(task, sequences, seed, batch_size, workers, _device(device))
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:
         report = run(Request(subject, plan, names, protocol != "held-out"), progress)
@@ -232,6 +243,16 @@ def _load(checkpoint: Path, preset: str | None, task_name: str | None) -> "tuple
     if name is None:
         raise InputError(f"{checkpoint}: states no task of its own; give --task NAME")
     return subject, find_task(name)
+
+
+def _device(asked: str) -> str:
+    """The device asked for, where there is one."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise InputError("--device cuda: there is no CUDA device")
+    return "cuda" if there and asked != "cpu" else "cpu"
 
 
 def main(arguments: list[str] | None = None) -> None:

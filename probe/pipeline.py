@@ -192,7 +192,7 @@ def _describe_run(plan: Plan, seconds: float) -> dict[str, object]:
     return {
         "wall_seconds": round(seconds, 1),
         "engine": "local",
-        "device": "cpu",
+        "device": plan.device,
         "workers": plan.workers,
         "batch_size": plan.batch_size,
         "host": platform.node(),

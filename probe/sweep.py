@@ -167,7 +167,9 @@ Results = Mapping[tuple[Stage, str], Measured]
 
 @dataclass(frozen=True)
 class Plan:
-    """How many sequences, and from which seed.
+    """How many sequences, from which seed; in batches of what size, by whom, and where.
+
+    Models run on the device; moments and fits stay on the CPU, in float64.
 
     Raises:
         InputError: Too few sequences for a fit, a test and their intervals.
@@ -178,6 +180,7 @@ class Plan:
     seed: int
     batch_size: int = SHARD
     workers: int = 2
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Half of the sequences fit, half test; every block needs at least two of each."""
@@ -312,7 +315,9 @@ class Sweep:
     def _models(self) -> dict[str, SequenceTransformer]:
         """The worker's own copies, since hooks of concurrent forward passes would mix."""
         if not hasattr(self._local, "models"):
-            self._local.models = {name: deepcopy(model) for name, model in self.models.items()}
+            self._local.models = {
+                name: deepcopy(model).to(self.plan.device) for name, model in self.models.items()
+            }
         models: dict[str, SequenceTransformer] = self._local.models
         return models
 
