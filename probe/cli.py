@@ -93,11 +93,14 @@ def analyze(
     from probe.sweep import Plan
 
     subject, task = _load(checkpoint, preset, task_name)
+    folder = out or Path("reports") / subject.name.replace("#", "-")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder")
     plan = Plan(task, sequences, seed, batch_size, workers, _device(device))
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:
         report = run(Request(subject, plan, names, protocol != "held-out"), progress)
-    page = write_report(report, out or Path("reports") / subject.name.replace("#", "-"))
+    page = write_report(report, folder)
     if as_json:
         click.echo(json_text(results_dict(report)), nl=False)
     else:

@@ -96,21 +96,27 @@ def classify(reading: Reading, thresholds: Thresholds) -> Class:
 
     Three numbers decide: S, the best solver with a scalar response; N, the best null; and whether
     S is reached by least squares (ridge, or Newton past the degrees of the polynomials), by a
-    polynomial of low degree, by both or by neither.
+    polynomial of low degree, by both or by neither. A gradient step on the mean loss depends on t
+    as well, so it is first order by itself where no scalar response comes near it.
     """
     value = reading.value
     best_null = max((s for s in reading.scores if s.family in nulls()), key=value)
     response = [s for s in reading.scores if s.family in _RESPONSES]
-    best, null = max(map(value, response)), value(best_null)
+    scalar, null = max(map(value, response)), value(best_null)
+    step = max(map(value, reading.members(_MEAN_STEP)), default=scalar)
+    best = max(scalar, step)
     if not max(best, null) >= thresholds.something:
         return Class("unexplained", None, thresholds.something - max(best, null))
     if 1 - best > thresholds.null_share * (1 - null):
         return Class(_NULL_CLASS[best_null.family], None, null - best, best_null.family)
     if best < thresholds.explained:
         return Class("unexplained", None, thresholds.explained - best)
-    return _solver_class(reading, best - thresholds.tau, thresholds)
+    if step - scalar > thresholds.tau:
+        return Class("first_order", 1, step - scalar - thresholds.tau)
+    return _solver_class(reading, scalar - thresholds.tau, thresholds)
 
 
+_MEAN_STEP = "normalised_descent"
 _RESPONSES = (
     "spline",
     "polynomial",
