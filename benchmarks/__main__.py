@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import analysis, probing
+from probe.allocator import keep_freed_memory
 from probe.progress import print_table
 
 HISTORY = Path(__file__).with_name("history.json")
@@ -24,6 +25,7 @@ def gemm_rate(size: int = 1500) -> float:
 
 def main() -> None:
     """Runs all benchmarks."""
+    keep_freed_memory()
     rows = [*probing.measure(), *analysis.measure()]
     shown = [
         (
