@@ -102,7 +102,8 @@ def classify(reading: Reading, thresholds: Thresholds) -> Class:
     value = reading.value
     best_null = max((s for s in reading.scores if s.family in nulls()), key=value)
     response = [s for s in reading.scores if s.family in _RESPONSES]
-    scalar, null = max(map(value, response)), value(best_null)
+    best_response = max(response, key=value)
+    scalar, null = value(best_response), value(best_null)
     step = max(map(value, reading.members(_MEAN_STEP)), default=scalar)
     best = max(scalar, step)
     if not max(best, null) >= thresholds.something:
@@ -113,7 +114,7 @@ def classify(reading: Reading, thresholds: Thresholds) -> Class:
         return Class("unexplained", None, thresholds.explained - best)
     if step - scalar > thresholds.tau:
         return Class("first_order", 1, step - scalar - thresholds.tau)
-    return _solver_class(reading, scalar - thresholds.tau, thresholds)
+    return _solver_class(reading, best_response, thresholds)
 
 
 _MEAN_STEP = "normalised_descent"
@@ -128,8 +129,9 @@ _RESPONSES = (
 )
 
 
-def _solver_class(reading: Reading, level: float, thresholds: Thresholds) -> Class:
+def _solver_class(reading: Reading, best: Score, thresholds: Thresholds) -> Class:
     value = reading.value
+    level = value(best) - thresholds.tau
     converged = [
         s for s in reading.members("newton") if s.degree and s.degree > thresholds.max_degree
     ]
@@ -142,8 +144,17 @@ def _solver_class(reading: Reading, level: float, thresholds: Thresholds) -> Cla
     if least_squares >= level and not reached:
         return Class("least_squares", None, nearest)
     if reached and least_squares < level:
-        return Class("first_order", min(reached), nearest)
+        return Class("first_order", _least_degree(reading, best, thresholds.tau), nearest)
     return Class("inconclusive" if reached else "unexplained", None, nearest)
+
+
+def _least_degree(reading: Reading, best: Score, tau: float) -> int:
+    """The least degree that the data cannot place below the level: heavy tails move the point."""
+    return next(
+        s.degree
+        for s in reading.members("polynomial")
+        if s.degree and reading.deficit(s, best).lo <= tau
+    )
 
 
 @dataclass(frozen=True)
