@@ -1,7 +1,7 @@
 """Keeps freed memory for the next shard, where the C library is glibc.
 
 Every shard frees tensors of tens of megabytes and asks for the same again. By default glibc gives
-such blocks back to the system each time, and a fifth of the run is spent zeroing new pages.
+such blocks back to the system each time, and the system zeroes new pages for the next shard.
 """
 
 import ctypes
