@@ -80,12 +80,22 @@ class Columns:
             whole.append(torch.cat([above, torch.cat([cross.mT, said.mT @ said], -1)], -2))
         return torch.stack(whole, 1).double()
 
-    def fit(self, errors: Quadratic, rows: int, step_bound: float) -> tuple[Fitted, ...]:
-        """All members of all spectral and column families, with weights over all columns."""
+    def fit(
+        self, errors: Quadratic, rows: int, step_bound: float, curves: Iterable[str] = ()
+    ) -> tuple[Fitted, ...]:
+        """All members of all families, with weights over all columns.
+
+        Args:
+            errors: The error of any weighting of the columns.
+            rows: How many predicted numbers it sums over.
+            step_bound: The largest step of gradient descent.
+            curves: The spectral families to fit; none named: all.
+        """
+        wanted = set(curves) or set(families())
         fitted: list[Fitted] = []
         spectral = Spectral(errors.part(slice(0, FINE)), self.mu, step_bound, rows)
-        for family in families().values():
-            if isinstance(family, SpectralFamily):
+        for name, family in families().items():
+            if isinstance(family, SpectralFamily) and name in wanted:
                 fitted += _placed(family.fit_curve(spectral), slice(0, FINE), errors)
         for ready, place in self.families:
             fitted += _placed(ready.fit_columns(errors.part(place)), place, errors)

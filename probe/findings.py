@@ -6,6 +6,8 @@ from typing import Literal
 
 import pandas as pd
 
+from probe.statistics import Interval
+
 Outcome = Literal["supports", "contradicts", "inconclusive"]
 
 
@@ -17,6 +19,11 @@ class Metric:
     definition: str
     lo: float | int | None = None
     hi: float | int | None = None
+
+    @classmethod
+    def of(cls, interval: Interval, definition: str) -> "Metric":
+        """A statistic with its interval."""
+        return cls(interval.value, definition, interval.lo, interval.hi)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class IntervalChart:
     """One value with its interval per row, best first.
 
     `groups` may name the group of each row: solver, null or bound have marks of their own.
+    `limits` are the ends of the axis, where they are not to be found from the values.
     """
 
     name: str
@@ -84,6 +92,7 @@ class IntervalChart:
     lo: tuple[float | int, ...]
     hi: tuple[float | int, ...]
     groups: tuple[str, ...] = ()
+    limits: tuple[float | int, float | int] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,10 @@ class Verdict:
         instruments_ok: Whether every instrument read what it must.
         instruments: The instruments.
         scope: The input law and positions for which the verdict holds.
+        confidence: Share of verdicts this far from the margin whose class was right, among models
+            with a known algorithm; 0 where no class is claimed.
+        minimum_detectable: The largest difference in R^2 that could hide in the comparisons that
+            decide between a short iteration and least squares.
     """
 
     algorithm_class: str
@@ -168,6 +181,8 @@ class Verdict:
     instruments_ok: bool
     instruments: tuple[Instrument, ...]
     scope: str
+    confidence: float = 0.0
+    minimum_detectable: float = float("nan")
 
 
 @dataclass(frozen=True)

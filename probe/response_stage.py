@@ -33,6 +33,7 @@ class Learned:
         sites: Names of the sites: "output", then "decoded:l" and "readout:l".
         decoders: Linear probes of the next token, per layer and position.
         maps: P of each map family, by (family, window): one matrix per site but the decoded.
+        map_shares: Their errors on the fit split, as shares.
         members: All fitted members, by (site, window), with weights over all columns; layers are
             read over the judged positions only. Map families are scored apart.
         errors: The error of any weighting of the columns on the fit split, by (site, window).
@@ -41,6 +42,7 @@ class Learned:
     sites: tuple[str, ...]
     decoders: Float[Tensor, "layers_and_one time d_model d_v"]
     maps: dict[tuple[str, str], Float[Tensor, "sites rows d_k"]]
+    map_shares: dict[tuple[str, str], Float[Tensor, " sites"]]
     members: dict[tuple[str, str], tuple[Fitted, ...]]
     errors: dict[tuple[str, str], Quadratic]
 
@@ -56,6 +58,7 @@ class ResponseStage:
         views: The views to run on.
         layered: Whether layers are sites too.
         share: The share of the sequences that it looks at.
+        reads: The windows over which the output is read.
     """
 
     windows: Windows
@@ -65,6 +68,7 @@ class ResponseStage:
     layered: bool
     share: float = 1.0
     folds: int = 1
+    reads: tuple[str, ...] = WINDOWS
 
     @property
     def mu(self) -> Float[Tensor, " knots"]:
@@ -122,13 +126,14 @@ class ResponseStage:
         members: dict[tuple[str, str], tuple[Fitted, ...]] = {}
         errors: dict[tuple[str, str], Quadratic] = {}
         for i, site in enumerate(sites):
-            for window in WINDOWS if site == OUTPUT else WINDOWS[:1]:
+            for window in self.reads if site == OUTPUT else WINDOWS[:1]:
                 spans = self.within(window)
                 form = _quadratic(gram[spans].sum(0), self.columns.width, i)
                 errors[site, window] = form
                 rows = int(total["rows"][spans].sum())
                 members[site, window] = self.columns.fit(form, rows, self.step_bound)
-        return Learned(sites, decoders, self._solve_maps(total), members, errors)
+        maps = self._solve_maps(total)
+        return Learned(sites, decoders, maps, self._map_shares(total, maps), members, errors)
 
     def _decoders(self, total: Sums) -> Tensor:
         """Ridge by generalised cross-validation, per layer and position."""
@@ -166,6 +171,18 @@ class ResponseStage:
             for family in map_families()
             for window in WINDOWS
         }
+
+    def _map_shares(
+        self, total: Sums, maps: dict[tuple[str, str], Tensor]
+    ) -> dict[tuple[str, str], Tensor]:
+        """P solves the normal equations, so what it leaves is |y|^2 - <P, cross>."""
+        shares = {}
+        for (family, window), solved in maps.items():
+            spans = self.within(window)
+            explained = (solved * total[f"{family}:cross"][spans].sum(0)).sum((1, 2))
+            energy = total["gram"][spans].sum(0).diagonal()[self.columns.width :]
+            shares[family, window] = 1 - explained / energy
+        return shares
 
     def test(self, batch: Batch, learned: Learned) -> Sums:
         """The same products by block, and the errors of the map families."""

@@ -1,7 +1,7 @@
 """How well each solver explains a predictor, held out, with paired intervals."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.response import COARSE, FINE, coarse_to_fine, second_differences
 from probe.response_stage import Learned, ResponseStage
-from probe.solvers.base import families
+from probe.solvers.base import Fitted, families
 from probe.statistics import (
     Interval,
     bootstrap_interval,
@@ -94,19 +94,28 @@ def read(stage: ResponseStage, measured: Measured, site: str, window: str) -> Re
     learned: Learned = measured.learned
     gram = measured.sums["gram"][:, stage.within(window)].sum(1)
     place = gram.shape[-1] - len(learned.sites) + learned.sites.index(site)
-    members = learned.members[site, window]
+    reading = scored(gram, learned.members[site, window], place)
+    maps = _map_scores(learned, measured.sums, site, window)
+    return replace(reading, scores=(*reading.scores, *maps))
+
+
+def scored(
+    gram: Float[Tensor, "blocks columns_and_sites columns_and_sites"],
+    members: tuple[Fitted, ...],
+    place: int,
+) -> Reading:
+    """The scores of fitted members at the site in column `place`, from products by block."""
     weights = torch.stack([member.weights for member in members])
     width = weights.shape[1]
-    energy = gram[:, place, place]
+    energy = gram[:, place, place].clone()  # a view would keep all products alive
     explained = torch.einsum("fc,bcd,fd->bf", weights, gram[:, :width, :width], weights)
     errors = explained - 2 * gram[:, place, :width] @ weights.mT + energy[:, None]
-    scores = [
+    scores = tuple(
         Score(m.family, m.constants, m.degree, m.free, m.error, errors[:, i])
         for i, m in enumerate(members)
-    ]
+    )
     oracle = next(score for score in scores if score.family == "oracle")
-    scores += _map_scores(learned, measured.sums, site, window)
-    return Reading(tuple(scores), energy, oracle.error)
+    return Reading(scores, energy, oracle.error)
 
 
 def _map_scores(learned: Learned, sums: Sums, site: str, window: str) -> list[Score]:
@@ -115,8 +124,16 @@ def _map_scores(learned: Learned, sums: Sums, site: str, window: str) -> list[Sc
     if site not in known:
         return []
     place = known.index(site)
+    shares = learned.map_shares
     return [
-        Score(name, {}, None, maps[place].numel(), 0.0, sums[f"{name}:{window}"][:, place])
+        Score(
+            family=name,
+            constants={},
+            degree=None,
+            free=maps[place].numel(),
+            fit_error=float(shares[name, at][place]),
+            error=sums[f"{name}:{window}"][:, place],
+        )
         for (name, at), maps in learned.maps.items()
         if at == window
     ]

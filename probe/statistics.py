@@ -1,11 +1,14 @@
-"""Intervals for paired quantities: everything is resampled by blocks of whole sequences."""
+"""Intervals and tests of paired quantities, over blocks of whole sequences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import nctdtrinc, stdtr, stdtrit
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from probe.sampling import generator_for
@@ -55,3 +58,72 @@ def share_explained(error: Float[Tensor, " blocks"], energy: Float[Tensor, " blo
 def mean_per_sequence(total: Float[Tensor, " blocks"], count: Float[Tensor, " blocks"]) -> Interval:
     """sum(total) / sum(count) with its interval."""
     return bootstrap_interval(lambda weights: (weights @ total) / (weights @ count))
+
+
+@dataclass(frozen=True)
+class MarginTest:
+    """One-sided p-values of a paired ratio sum(total) / sum(energy) against a margin.
+
+    Attributes:
+        below: Against "the ratio is at least the margin"; small where it lies below.
+        above: Against "the ratio is at most the margin"; small where it lies above.
+    """
+
+    below: float
+    above: float
+
+
+def against_margin(
+    total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"], margin: float
+) -> MarginTest:
+    """Student's t over blocks, with as many degrees of freedom as blocks less one.
+
+    A ratio of means equals the margin where total - margin * energy has mean zero (Fieller 1954),
+    so no expansion is needed. Without any spread between blocks the sign decides; where the
+    numbers are not finite nothing is shown.
+    """
+    gap = total - margin * energy
+    t = float(gap.mean() * len(gap) ** 0.5 / gap.std())
+    if t != t:
+        return MarginTest(1.0, 1.0)
+    return MarginTest(float(stdtr(len(gap) - 1, t)), float(stdtr(len(gap) - 1, -t)))
+
+
+def equivalence_p(
+    total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"], margin: float
+) -> float:
+    """Two one-sided tests (Schuirmann 1987): against a ratio that leaves [-margin, margin]."""
+    upper, lower = against_margin(total, energy, margin), against_margin(total, energy, -margin)
+    return max(upper.below, lower.above)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P-values adjusted so that any false rejection is as rare as the level (Holm 1979)."""
+    order = np.argsort(p_values)
+    steps = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return tuple(adjusted.tolist())
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P-values adjusted for the share of false discoveries (Benjamini and Hochberg 1995)."""
+    return tuple(false_discovery_control(p_values).tolist())
+
+
+def standard_error(total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"]) -> float:
+    """Of the ratio sum(total) / sum(energy), to first order in its parts."""
+    residual = total - total.sum() / energy.sum() * energy
+    return float(residual.std() / len(residual) ** 0.5 / energy.mean())
+
+
+def minimum_detectable(total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"]) -> float:
+    """The ratio that a two-sided paired t-test at 5 % tells from zero with power 80 %."""
+    return detectable_in_errors(len(total)) * standard_error(total, energy)
+
+
+@lru_cache
+def detectable_in_errors(blocks: int = BLOCKS, level: float = 0.05, power: float = 0.8) -> float:
+    """How many standard errors that is; the far tail's share of the power is below 1e-6."""
+    critical = stdtrit(blocks - 1, 1 - level / 2)
+    return float(nctdtrinc(blocks - 1, 1 - power, critical))

@@ -1,77 +1,28 @@
 """From numbers to a verdict: the class, the families that cannot be told apart, the evidence."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from math import exp, log10
 
+from probe.change_point import Parts
 from probe.findings import Finding, Instrument, Verdict
+from probe.rule import LEARNERS, Class, Thresholds, classify
 from probe.scores import Reading, Score, nulls
+from probe.signatures import failed_signatures
+from probe.standing import Power, Standing, power, standing
 
-_LEARNERS = ("first_order", "least_squares")
-_NULL_CLASS = {
-    "memorised_map": "context_free",
-    "two_lag_copy": "copy",
-    "kernel_smoother": "kernel",
-    "nearest_neighbours": "kernel",
-    "mean": "kernel",
-    "zero": "unexplained",
-    "oracle": "unexplained",
-}
 # From the simplest description to the most general; the verdict names the first that is equivalent.
 _PREFERRED = {
     "first_order": (
         "gradient_descent",
         "normalised_descent",
         "preconditioned_gd",
+        "momentum",
         "chebyshev",
         "polynomial",
     ),
     "least_squares": ("ridge", "newton", "conjugate_gradient"),
 }
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The numbers of the rule; data, kept in thresholds.json.
-
-    Attributes:
-        delta: Margin of equivalence in R^2.
-        tau: How far below the best scalar response a class may fall.
-        something: Below this R^2 nothing is explained.
-        explained: Below this R^2 of the best response the model is not explained by one.
-        null_share: A null wins if it leaves less than 1 / null_share of what solvers leave.
-        max_degree: Polynomials up to this degree count as first order.
-        nudge_follows: Below this alpha a model does not follow a nudged teacher.
-        memorised_r2: Above this R^2 of the fixed teacher the map is memorised.
-        clipped: An input law that clips this much more of its entries than the task's own law
-            narrows no verdict and decides none.
-    """
-
-    delta: float
-    tau: float
-    something: float
-    explained: float
-    null_share: float
-    max_degree: int
-    nudge_follows: float
-    memorised_r2: float
-    clipped: float
-
-    @classmethod
-    def load(cls) -> "Thresholds":
-        """Reads the file beside this module."""
-        return cls(**json.loads(Path(__file__).with_name("thresholds.json").read_text()))
-
-
-@dataclass(frozen=True)
-class Class:
-    """A class with the degree, where it has one, and the distance of the deciding number."""
-
-    name: str
-    degree: int | None
-    distance: float
-    null: str = "none"
 
 
 @dataclass(frozen=True)
@@ -81,107 +32,15 @@ class Nudge:
     Attributes:
         alpha: 1 if it follows the nudged teacher, 0 if it stays with the old one.
         fixed_r2: R^2 of the old teacher's map.
-        single: Whether the task has one teacher, so that the nudge is judged first.
+        teachers: How many teachers the task has, if they are few, so that the nudge is judged
+            first; 0 if every sequence has its own.
         clipped: How much more of its entries the nudged law clips than the task's own.
     """
 
     alpha: float
     fixed_r2: float
-    single: bool
+    teachers: int
     clipped: float
-
-
-def classify(reading: Reading, thresholds: Thresholds) -> Class:
-    """The class of a predictor over the judged positions.
-
-    Three numbers decide: S, the best solver with a scalar response; N, the best null; and whether
-    S is reached by least squares (ridge, or Newton past the degrees of the polynomials), by a
-    polynomial of low degree, by both or by neither. A gradient step on the mean loss depends on t
-    as well, so it is first order by itself where no scalar response comes near it.
-    """
-    value = reading.value
-    best_null = max((s for s in reading.scores if s.family in nulls()), key=value)
-    response = [s for s in reading.scores if s.family in _RESPONSES]
-    best_response = max(response, key=value)
-    scalar, null = value(best_response), value(best_null)
-    step = max(map(value, reading.members(_MEAN_STEP)), default=scalar)
-    best = max(scalar, step)
-    if not max(best, null) >= thresholds.something:
-        return Class("unexplained", None, thresholds.something - max(best, null))
-    if 1 - best > thresholds.null_share * (1 - null):
-        return Class(_NULL_CLASS[best_null.family], None, null - best, best_null.family)
-    if best < thresholds.explained:
-        return Class("unexplained", None, thresholds.explained - best)
-    if step - scalar > thresholds.tau:
-        return Class("first_order", 1, step - scalar - thresholds.tau)
-    return _solver_class(reading, best_response, thresholds)
-
-
-_MEAN_STEP = "normalised_descent"
-_RESPONSES = (
-    "spline",
-    "polynomial",
-    "gradient_descent",
-    "stepwise_descent",
-    "chebyshev",
-    "newton",
-    "ridge",
-)
-
-
-def _solver_class(reading: Reading, best: Score, thresholds: Thresholds) -> Class:
-    value = reading.value
-    level = value(best) - thresholds.tau
-    converged = [
-        s for s in reading.members("newton") if s.degree and s.degree > thresholds.max_degree
-    ]
-    least_squares = max(map(value, [*reading.members("ridge"), *converged]))
-    polynomials = {s.degree: value(s) for s in reading.members("polynomial")}
-    reached = [
-        d for d, r2 in polynomials.items() if d and r2 >= level and d <= thresholds.max_degree
-    ]
-    nearest = min(abs(least_squares - level), abs(max(polynomials.values()) - level))
-    if least_squares >= level and not reached:
-        return Class("least_squares", None, nearest)
-    if reached and least_squares < level:
-        return Class("first_order", _least_degree(reading, best, thresholds.tau), nearest)
-    return Class("inconclusive" if reached else "unexplained", None, nearest)
-
-
-def _least_degree(reading: Reading, best: Score, tau: float) -> int:
-    """The least degree that the data cannot place below the level: heavy tails move the point."""
-    return next(
-        s.degree
-        for s in reading.members("polynomial")
-        if s.degree and reading.deficit(s, best).lo <= tau
-    )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How the families stand to the best of them: within the margin, outside, or undecided."""
-
-    equivalent: tuple[str, ...]
-    undecided: tuple[str, ...]
-    rejected: tuple[str, ...]
-
-
-def standing(reading: Reading, thresholds: Thresholds) -> Standing:
-    """Sorts the learners by the interval of their paired deficit against the margin delta."""
-    chosen = {name: reading.chosen(name) for name in reading.names() if name not in nulls()}
-    best = max(chosen.values(), key=reading.value)
-    groups: dict[str, list[str]] = {"equivalent": [], "undecided": [], "rejected": []}
-    for name, score in sorted(chosen.items(), key=lambda item: -reading.value(item[1])):
-        deficit = reading.deficit(score, best)
-        if name != "spline":
-            groups[_place(deficit.lo, deficit.hi, thresholds.delta)].append(name)
-    return Standing(**{key: tuple(names) for key, names in groups.items()})
-
-
-def _place(lo: float, hi: float, delta: float) -> str:
-    if hi < delta:
-        return "equivalent"
-    return "rejected" if lo > delta else "undecided"
 
 
 def check_instruments(
@@ -200,7 +59,7 @@ def check_instruments(
         ("swapped_context", "moments of another sequence"),
     ):
         found = classify(read(view), thresholds).name
-        checks.append(Instrument(name, "no learner", found, found not in _LEARNERS))
+        checks.append(Instrument(name, "no learner", found, found not in LEARNERS))
     return tuple(checks)
 
 
@@ -215,6 +74,7 @@ class Evidence:
         findings: The findings, by analysis.
         layers: Number of blocks.
         scope: Input law and positions, in words.
+        parts: The same positions in two parts, where a change of the algorithm was looked for.
     """
 
     reading: Reading
@@ -223,6 +83,7 @@ class Evidence:
     findings: Mapping[str, Finding]
     layers: int
     scope: str
+    parts: Parts | None = None
 
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
@@ -231,26 +92,60 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     if broken:
         names = ", ".join(f"{check.name} reads {check.reads}" for check in broken)
         return _empty(evidence, f"No verdict: the instruments misread ({names}).")
-    found = _class_by_nudge(evidence.nudge, thresholds) or classify(evidence.reading, thresholds)
+    found = (
+        _class_by_nudge(evidence.nudge, thresholds)
+        or _mixture(evidence.parts, thresholds)
+        or classify(evidence.reading, thresholds)
+    )
+    able = power(evidence.reading, thresholds)
+    if found.name in LEARNERS and not able.enough:
+        found = Class("inconclusive", None, able.minimum_detectable - thresholds.delta)
     groups = standing(evidence.reading, thresholds)
     score = _named(found, groups, evidence.reading)
-    level = _level(found, groups, score, evidence)
+    tested = evidence.findings.get("signatures")
+    failed = failed_signatures(tested) if tested else ()
+    level = min(_level(found, groups, score, evidence), 1 if failed else 3)
     family = score.family if score else found.null
-    learner = found.name in _LEARNERS
+    open_ = found.name in (*LEARNERS, "inconclusive")
     return Verdict(
         algorithm_class=found.name,
         family=_CONTRACT_NAMES.get(family, family),
         degree=found.degree,
         parameters=dict(score.constants) if score else {},
-        equivalent=groups.equivalent if learner else (),
-        undecided=groups.undecided if learner else (),
+        equivalent=groups.equivalent if open_ else (),
+        undecided=groups.undecided if open_ else (),
         evidence_level=level,
         distance_to_margin=found.distance,
-        statement=_statement(found, score, groups, evidence.reading, thresholds.delta),
+        statement=_statement(found, score, groups, evidence.reading, thresholds.delta)
+        + _reservation(found, failed, able, thresholds),
         instruments_ok=True,
         instruments=evidence.instruments,
         scope=evidence.scope,
+        confidence=_confidence(found, thresholds),
+        minimum_detectable=able.minimum_detectable,
     )
+
+
+def _reservation(found: Class, failed: tuple[str, ...], able: Power, thresholds: Thresholds) -> str:
+    """What takes from the sentence before it."""
+    if found.name == "inconclusive" and not able.enough:
+        return (
+            f" These sequences cannot decide: differences of {able.minimum_detectable:.2g} in R^2 "
+            f"could hide, more than the margin of {thresholds.delta:g}."
+        )
+    if not failed or found.name not in LEARNERS:
+        return ""
+    names = ", ".join(name.replace("_", " ") for name in failed)
+    return f" It breaks a symmetry of learners ({names}), which caps the evidence."
+
+
+def _confidence(found: Class, thresholds: Thresholds) -> float:
+    """How often a class this far from the margin is right; none where no class is claimed."""
+    if found.name == "inconclusive":
+        return 0.0
+    distance = min(max(found.distance, 1e-5), 1.0)
+    odds = thresholds.confidence["intercept"] + thresholds.confidence["slope"] * log10(distance)
+    return 1 / (1 + exp(-odds))
 
 
 _CONTRACT_NAMES = {
@@ -261,19 +156,31 @@ _CONTRACT_NAMES = {
 
 
 def _class_by_nudge(nudge: Nudge | None, thresholds: Thresholds) -> Class | None:
-    """One-teacher tasks: a model that ignores a turn of its teacher has memorised it."""
-    if nudge is None or not nudge.single or nudge.clipped > thresholds.clipped:
+    """Tasks of few teachers: a model that ignores a turn of its teacher has memorised them."""
+    if nudge is None or not nudge.teachers or nudge.clipped > thresholds.clipped:
         return None
     if nudge.alpha >= thresholds.nudge_follows:
         return None
     distance = thresholds.nudge_follows - nudge.alpha
     if nudge.fixed_r2 > thresholds.memorised_r2:
+        if nudge.teachers > 1:
+            return Class("lookup", None, distance, "pool_lookup")
         return Class("context_free", None, distance, "memorised_map")
     return Class("unexplained", None, distance)
 
 
+def _mixture(parts: Parts | None, thresholds: Thresholds) -> Class | None:
+    """Two algorithms by position: each explains its part, and no single one does for both."""
+    if parts is None or parts.least < thresholds.explained:
+        return None
+    distance = parts.gain.lo - thresholds.mixture
+    return Class("mixture", None, distance) if distance > 0 else None
+
+
 def _named(found: Class, groups: Standing, reading: Reading) -> Score | None:
     """The simplest equivalent family of the class, with its fitted constants."""
+    if found.name == "lookup":
+        return None
     if found.null != "none":
         return reading.chosen(found.null)
     preferred = _PREFERRED.get(found.name, ())
@@ -288,8 +195,12 @@ def _named(found: Class, groups: Standing, reading: Reading) -> Score | None:
 
 
 def _level(found: Class, groups: Standing, score: Score | None, evidence: Evidence) -> int:
-    """1: a solver equals the free response and beats every null; 2: the inside agrees."""
-    if found.name not in _LEARNERS or score is None or score.family not in groups.equivalent:
+    """1: a solver equals the free response and beats every null; 2: the inside agrees.
+
+    3: edits of the inside agree too, of a state in the stream or of the pairs and queries of the
+    last block.
+    """
+    if found.name not in LEARNERS or score is None or score.family not in groups.equivalent:
         return 0
     reading = evidence.reading
     rivals = [s for s in reading.scores if s.family in nulls()]
@@ -298,11 +209,14 @@ def _level(found: Class, groups: Standing, score: Score | None, evidence: Eviden
     needed = ["layer_reconstruction"]
     if evidence.layers > 1:
         needed += ["linear_probing", "update_law"]
-    found_inside = all(
-        name in evidence.findings and evidence.findings[name].outcome == "supports"
-        for name in needed
-    )
-    return 2 if found_inside else 1
+    outcomes = {name: finding.outcome for name, finding in evidence.findings.items()}
+    if any(outcomes.get(name) != "supports" for name in needed):
+        return 1
+    edits = [outcomes.get(name) for name in _CAUSAL]
+    return 3 if "supports" in edits and "contradicts" not in edits else 2
+
+
+_CAUSAL = ("interchange", "pair_edits", "ablation")
 
 
 def _empty(evidence: Evidence, statement: str) -> Verdict:
@@ -326,7 +240,7 @@ def _statement(
     found: Class, score: Score | None, groups: Standing, reading: Reading, delta: float
 ) -> str:
     """The verdict in one sentence."""
-    if found.name in _LEARNERS:
+    if found.name in LEARNERS:
         runs = "solves least squares"
         if found.name == "first_order":
             one = found.degree == 1
@@ -336,7 +250,12 @@ def _statement(
         "context_free": "No learning algorithm found: a fixed map of the query does as well.",
         "copy": "No learning algorithm found: a fixed mixture of the last tokens does as well.",
         "kernel": "No learning algorithm found: a weighted average of the context does as well.",
-        "inconclusive": "Inconclusive: a short iteration and least squares fit equally well.",
+        "lookup": (
+            "No learning algorithm found: the model recognises which of its training teachers "
+            "made the sequence."
+        ),
+        "mixture": "More than one algorithm: no single one explains early and late positions.",
+        "inconclusive": "Inconclusive: a short iteration and least squares are not told apart.",
     }.get(found.name, "No learning algorithm found: no solver explains the predictions.")
 
 
@@ -355,6 +274,7 @@ def _fit(score: Score | None, groups: Standing, reading: Reading, delta: float) 
 _WORDS = {
     "ridge": "ridge regression",
     "newton": "Newton's iteration",
+    "momentum": "gradient descent with momentum",
     "chebyshev": "Chebyshev iteration",
     "preconditioned_gd": "preconditioned gradient descent",
 }

@@ -1,16 +1,25 @@
-"""Intervals by blocks of sequences."""
+"""Intervals and tests by blocks of sequences."""
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from probe.sampling import generator_for, normal
 from probe.statistics import (
     BLOCKS,
+    MarginTest,
+    against_margin,
+    benjamini_hochberg,
     bootstrap_interval,
+    detectable_in_errors,
+    equivalence_p,
+    holm,
     mean_per_sequence,
+    minimum_detectable,
     resample_weights,
     share_explained,
+    standard_error,
 )
 
 SEQUENCES = 1024
@@ -92,3 +101,96 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     assert paired.value == pytest.approx(0.01 * (1 - alone.value))
     assert paired.hi - paired.lo < 0.05 * (alone.hi - alone.lo)
     assert paired.lo > 0
+
+
+# --- Tests against a margin. ---
+
+
+def drawn(seed: int, ratio: float, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Totals and energies of blocks whose true ratio is given."""
+    g = generator_for(seed, 78)
+    energy = 1 + 0.3 * torch.rand(BLOCKS, generator=g, dtype=torch.float64)
+    return ratio * energy + spread * normal(g, BLOCKS), energy
+
+
+def test_margins_of_a_mean_are_those_of_scipy() -> None:
+    total, _ = drawn(0, 0.02)
+    ones = torch.ones(BLOCKS, dtype=torch.float64)
+    for margin in (-0.1, 0.0, 0.01, 0.3):
+        found = against_margin(total, ones, margin)
+        less = stats.ttest_1samp(total.numpy(), margin, alternative="less").pvalue
+        greater = stats.ttest_1samp(total.numpy(), margin, alternative="greater").pvalue
+        assert (found.below, found.above) == pytest.approx((less, greater), rel=1e-9)
+        assert equivalence_p(total, ones, abs(margin)) == pytest.approx(
+            max(
+                stats.ttest_1samp(total.numpy(), abs(margin), alternative="less").pvalue,
+                stats.ttest_1samp(total.numpy(), -abs(margin), alternative="greater").pvalue,
+            )
+        )
+    error = stats.sem(total.numpy())
+    assert standard_error(total, ones) == pytest.approx(float(error), rel=1e-9)
+
+
+def test_a_test_at_the_margin_errs_at_its_level() -> None:
+    repetitions, margin = 2000, 0.1
+    below = above = equivalent = beyond = 0
+    for seed in range(repetitions):
+        total, energy = drawn(seed, margin)
+        found = against_margin(total, energy, margin)
+        below, above = below + (found.below < 0.05), above + (found.above < 0.05)
+        equivalent += equivalence_p(total, energy, margin) < 0.05
+        # Control: against a margin of half the ratio it would err far more often.
+        beyond += against_margin(total, energy, margin / 2).above < 0.05
+    assert 0.035 < below / repetitions < 0.065 and 0.035 < above / repetitions < 0.065
+    assert equivalent / repetitions < 0.065 and beyond / repetitions > 0.2
+
+
+def test_without_spread_the_sign_decides_and_without_numbers_nothing() -> None:
+    ones = torch.ones(BLOCKS, dtype=torch.float64)
+    assert against_margin(0.02 * ones, ones, 0.01) == MarginTest(below=1.0, above=0.0)
+    assert against_margin(0.005 * ones, ones, 0.01) == MarginTest(below=0.0, above=1.0)
+    assert equivalence_p(0.005 * ones, ones, 0.01) == 0.0
+    assert equivalence_p(-0.02 * ones, ones, 0.01) == 1.0
+    assert against_margin(ones * torch.nan, ones, 0.01) == MarginTest(1.0, 1.0)
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_samples() -> None:
+    repetitions = 2000
+    ones = torch.ones(BLOCKS, dtype=torch.float64)
+    shift = detectable_in_errors() * 0.3 / BLOCKS**0.5
+    found = halved = 0
+    for seed in range(repetitions):
+        total, _ = drawn(seed, 0.0)
+        found += stats.ttest_1samp((total + shift).numpy(), 0).pvalue < 0.05
+        halved += stats.ttest_1samp((total + shift / 2).numpy(), 0).pvalue < 0.05
+    assert found / repetitions == pytest.approx(0.8, abs=0.03)
+    assert halved / repetitions < 0.4  # Control.
+    # Of many blocks: the normal quantiles of 97.5 % and 80 %.
+    assert detectable_in_errors(100_000) == pytest.approx(1.959964 + 0.841621, rel=1e-4)
+    total, _ = drawn(1, 0.0)
+    expected = detectable_in_errors() * float(stats.sem(total.numpy()))
+    assert minimum_detectable(total, ones) == pytest.approx(expected)
+
+
+def test_the_error_of_a_ratio_is_its_spread_over_samples() -> None:
+    pairs = [drawn(seed, 0.4) for seed in range(1000)]
+    ratios = [float(total.sum() / energy.sum()) for total, energy in pairs]
+    errors = [standard_error(total, energy) for total, energy in pairs]
+    assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.06)
+
+
+def test_holm_by_hand_and_its_familywise_error() -> None:
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, then the running maximum.
+    assert holm((0.04, 0.01, 0.03, 0.02)) == pytest.approx((0.06, 0.04, 0.06, 0.06))
+    assert holm((0.5, 0.9)) == (1.0, 1.0) and holm((0.03,)) == (0.03,) and holm(()) == ()
+    uniform = np.random.default_rng(0).random((2000, 6))
+    wrong = np.mean([min(holm(row)) < 0.05 for row in uniform.tolist()])
+    assert wrong == pytest.approx(0.05, abs=0.015)
+    assert np.mean(uniform.min(1) < 0.05) > 0.2  # Control: unadjusted.
+
+
+def test_false_discoveries_by_hand() -> None:
+    # Sorted .01 .02 .03 .04 times 4/1 4/2 4/3 4/4: all .04.
+    assert benjamini_hochberg((0.04, 0.01, 0.03, 0.02)) == pytest.approx((0.04,) * 4)
+    assert benjamini_hochberg((0.01, 0.5)) == pytest.approx((0.02, 0.5))
+    assert max(holm((0.04, 0.01, 0.03, 0.02))) > 0.04  # Control: the stricter promise.
