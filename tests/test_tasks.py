@@ -13,7 +13,7 @@ from probe import registry, tasks
 from probe.errors import InputError
 from probe.problem import InContextProblem
 from probe.sampling import generator_for, normal
-from probe.tasks.base import Sequences, find_task, shifted, windows
+from probe.tasks.base import Sequences, find_task, growing_windows, shifted
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.nonlinear_dynamics import FeatureMap, NonlinearDynamics
 from probe.tasks.partial_observation import PartialObservation, delay_embedding
@@ -31,6 +31,8 @@ from probe.tasks.teachers import (
 )
 
 ALL = sorted(registry.discover(tasks))
+OF_STATES = (LinearDynamics, NonlinearDynamics, PartialObservation)
+DYNAMICS = [name for name in ALL if isinstance(find_task(name), OF_STATES)]
 
 
 def draw(task: object, count: int = 64, seed: int = 0) -> Sequences:
@@ -207,7 +209,7 @@ def check_alignment(problem: InContextProblem, features: torch.Tensor, sample: S
     assert torch.equal(problem.oracle, sample.oracle)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DYNAMICS)
 def test_problem_alignment(name: str) -> None:
     """k_j = feature_{j-1}, v_j = s_j, q_t = feature_t, y_t = s_{t+1}."""
     task = find_task(name)
@@ -366,13 +368,13 @@ def test_published_constants() -> None:
 
 def test_windows_of_the_published_task() -> None:
     """10 channels, 50 positions: t = 2..14, 5..49, 15..49 and 15..45, counted from 1."""
-    w = windows(10, 50)
+    w = find_task("linear").windows
     assert (w.unsolved, w.judged, w.solved, w.probed) == ((1, 14), (4, 49), (14, 49), (14, 45))
 
 
 @given(st.integers(1, 30), st.integers(9, 300))
 def test_windows_stay_inside(width: int, length: int) -> None:
-    w = windows(width, length)
+    w = growing_windows(width, length)
     assert w.unsolved[1] == w.solved[0]
     for start, stop in (w.unsolved, w.judged, w.solved, w.probed):
         assert 0 <= start < stop <= length

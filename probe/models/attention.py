@@ -58,6 +58,19 @@ class LinearAttention:
 
 
 @dataclass(frozen=True)
+class BidirectionalAttention:
+    """Scores q.k without scaling, normalisation or mask: every token sees all tokens."""
+
+    kind: ClassVar[str] = "linear-bidirectional"
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """No parameters."""
+        return _ScoreMixer(1.0, lambda scores: scores)
+
+
+@dataclass(frozen=True)
 class SoftmaxAttention:
     """softmax(q.k / sqrt(d_head)) over the past."""
 
@@ -83,8 +96,15 @@ class MesaAttention:
         return _MesaMixer(self.heads)
 
 
-KINDS: dict[str, type[LinearAttention] | type[SoftmaxAttention] | type[MesaAttention]] = {
-    kind.kind: kind for kind in (LinearAttention, SoftmaxAttention, MesaAttention)
+_Kind = (
+    type[LinearAttention]
+    | type[BidirectionalAttention]
+    | type[SoftmaxAttention]
+    | type[MesaAttention]
+)
+KINDS: dict[str, _Kind] = {
+    kind.kind: kind
+    for kind in (LinearAttention, BidirectionalAttention, SoftmaxAttention, MesaAttention)
 }
 
 

@@ -164,7 +164,7 @@ def _loss_on_fresh(
     model: SequenceTransformer, task: Task, count: int, generator: torch.Generator
 ) -> Float[Tensor, ""]:
     sequences = task.sample(count, generator)
-    return sequence_loss(model(sequences.tokens), sequences.observations[:, 1:])
+    return sequence_loss(model(sequences.tokens), task.problem(sequences).targets)
 
 
 def _claim(out: Path) -> None:

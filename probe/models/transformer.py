@@ -61,6 +61,7 @@ class ModelConfig:
         projected: Whether tokens are read in and predictions read out by trained matrices;
             otherwise the token is the stream and the prediction is its first d_out channels.
         masked: So many leading channels of the stream are set to 0 before the first block.
+        n_ctx: Longest sequence of the trained positions that are added to the stream; 0: none.
     """
 
     d_in: int
@@ -69,6 +70,7 @@ class ModelConfig:
     blocks: tuple[BlockConfig, ...]
     projected: bool
     masked: int = 0
+    n_ctx: int = 0
 
     def __post_init__(self) -> None:
         """Refuses shapes that fit no tensor."""
@@ -99,7 +101,7 @@ class ModelConfig:
         Raises:
             InputError: A field is missing, unknown or of the wrong kind.
         """
-        known = _known_fields(plain, cls, "model", {"masked": 0})
+        known = _known_fields(plain, cls, "model", {"masked": 0, "n_ctx": 0})
         blocks = known["blocks"]
         if not isinstance(blocks, list | tuple) or len(blocks) > MOST_BLOCKS:
             raise InputError(f"model: blocks must be a list of at most {MOST_BLOCKS}")
@@ -112,6 +114,7 @@ class ModelConfig:
             blocks=tuple(_block_from_dict(block) for block in blocks),
             projected=known["projected"],
             masked=_size(known, "masked", least=0),
+            n_ctx=_size(known, "n_ctx", least=0),
         )
 
 
@@ -215,6 +218,7 @@ class SequenceTransformer(HookedRootModule):  # type: ignore[misc]
         self.config = config
         d = config.d_model
         self.W_E = nn.Parameter(torch.empty(config.d_in, d)) if config.projected else None
+        self.W_pos = nn.Parameter(torch.empty(config.n_ctx, d)) if config.n_ctx else None
         self.W_U = nn.Parameter(torch.empty(d, config.d_out)) if config.projected else None
         self.blocks = nn.ModuleList(Block(block, d) for block in config.blocks)
         self.hook_embed, self.hook_resid_final = HookPoint(), HookPoint()
@@ -225,13 +229,22 @@ class SequenceTransformer(HookedRootModule):  # type: ignore[misc]
     ) -> Float[Tensor, "batch time d_out"]:
         """Predictions at every position."""
         x = tokens if self.W_E is None else tokens @ self.W_E
+        if self.W_pos is not None:
+            if x.shape[1] > len(self.W_pos):
+                raise InputError(f"{x.shape[1]} tokens; the model has {len(self.W_pos)} positions")
+            x = x + self.W_pos[: x.shape[1]]
         if self.config.masked:
             keep = torch.arange(x.shape[-1], device=x.device) >= self.config.masked
             x = x * keep
-        x = self.hook_embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.read_out(self.hook_resid_final(x))
+        return self.resume(self.hook_embed(x), 0)
+
+    def resume(
+        self, stream: Float[Tensor, "batch time d_model"], layer: int
+    ) -> Float[Tensor, "batch time d_out"]:
+        """Predictions from the stream before block `layer`."""
+        for block in self.blocks[layer:]:
+            stream = block(stream)
+        return self.read_out(self.hook_resid_final(stream))
 
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
         """The model's own prediction from any state of the stream."""

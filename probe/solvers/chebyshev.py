@@ -14,7 +14,7 @@ from probe.solvers.base import Fitted, Spectral
 
 STEPS = tuple(range(2, 9))
 LOW_SHARES = torch.logspace(-4, -0.05, 24, dtype=torch.float64)
-HIGHS = torch.linspace(0.3, 2.0, 18, dtype=torch.float64)
+HIGHS = torch.logspace(-0.5, 0.65, 24, dtype=torch.float64)
 
 
 def polynomial(degree: int, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe.solvers.base import Fitted, Spectral, zoom
 
-STEPS = (1, 2, 3, 4, 6, 8, 16)
+STEPS = (1, 2, 3, 4, 5, 6, 8, 16)
 
 
 def shrinkage(

@@ -24,7 +24,7 @@ def shrinkage(
 class NewtonSchulz:
     """k >= 2 steps (one step is two of gradient descent).
 
-    The start is one constant between an eighth of the largest that converges and that. A smaller
+    The start is one constant between a third of the largest that converges and that. A smaller
     start would turn its first steps into plain gradient descent and let the family imitate it.
     No knot may diverge: past 2 / start the error grows so fast that one rare eigenvalue of the
     test split would decide the score.
@@ -40,7 +40,7 @@ class NewtonSchulz:
     def _fit(self, spectral: Spectral, steps: int) -> Fitted:
         mu, bound = spectral.mu, spectral.step_bound
         high = min(bound, 2 / float(mu[-1]))
-        low = min(bound / 8, high / 2)
+        low = min(bound / 3, high / 2)
         start = zoom(spectral.errors, lambda c: shrinkage(mu, steps, c), low, high)
         curve = shrinkage(mu, steps, start)
         constants = {"steps": steps, "start": start}

@@ -11,7 +11,7 @@ from torch import Tensor
 from probe.solvers import chebyshev
 from probe.solvers.base import Fitted, Spectral
 
-STEPS = (2, 3, 4, 6)
+STEPS = (2, 3, 4, 5, 6)
 SWEEPS = 25
 
 

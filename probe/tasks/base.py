@@ -19,8 +19,9 @@ class Sequences:
 
     Attributes:
         tokens: What the model reads.
-        observations: s_0 .. s_T; the target at position t is s_{t+1}.
-        oracle: Expectation of s_{t+1} for one who knows the teacher and the hidden state.
+        observations: What is seen at each position, and one more. In dynamics s_0 .. s_T; the
+            target at position t is s_{t+1}.
+        oracle: Expectation of the target for one who knows the teacher and the hidden state.
         features: What the teacher acts on linearly; the observation itself in linear dynamics.
         teachers: The hidden matrix W of each sequence.
         clipped_share: Share of entries that the task's clip has changed.
@@ -58,6 +59,10 @@ class Task(Protocol):
     def width_out(self) -> int:
         """Width of a target."""
 
+    @property
+    def windows(self) -> "Windows":
+        """The positions over which responses are read."""
+
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Draws `count` independent sequences."""
 
@@ -72,6 +77,8 @@ class Task(Protocol):
 class Windows:
     """Ranges of positions over which a response is read, as slices [start, stop) from 0.
 
+    They may coincide, where the context is the same at all positions that are asked for.
+
     Attributes:
         unsolved: Few pairs for the dimensions to be learned: the learner's bias shows here.
         judged: Where the class of the algorithm is decided.
@@ -85,8 +92,8 @@ class Windows:
     probed: tuple[int, int]
 
 
-def windows(width: int, length: int) -> Windows:
-    """Windows for problems of `width` key channels and `length` positions.
+def growing_windows(width: int, length: int) -> Windows:
+    """Windows for dynamics: `width` key channels, and a context that grows over `length` positions.
 
     For 10 channels and 50 positions t = 1..50: 2..14, 5..49, 15..49 and 15..45.
     """

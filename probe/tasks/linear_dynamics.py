@@ -10,8 +10,8 @@ from torch import Tensor
 
 from probe.problem import InContextProblem
 from probe.sampling import normal, uniform
-from probe.tasks.base import Sequences, shifted
-from probe.tasks.teachers import Contracting, Fixed, GivenSpectrum, Orthogonal, TeacherLaw
+from probe.tasks.base import Sequences, Windows, growing_windows, shifted
+from probe.tasks.teachers import Contracting, Fixed, GivenSpectrum, Orthogonal, Pool, TeacherLaw
 
 
 @runtime_checkable
@@ -74,6 +74,11 @@ class LinearDynamics:
         """Width of a target."""
         return self.width
 
+    @property
+    def windows(self) -> Windows:
+        """The context grows with the position."""
+        return growing_windows(self.width, self.length)
+
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Simulates `count` sequences, each with its own teacher draw and its own noise."""
         teachers = self.teacher.draw(count, self.width, generator)
@@ -128,8 +133,8 @@ def describe(task: object) -> dict[str, object]:
 
 
 def _describe_law(law: object) -> dict[str, object]:
-    values = {} if isinstance(law, Fixed) else asdict(law)  # type: ignore[call-overload]
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    values = asdict(law)  # type: ignore[call-overload]
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict | Tensor)}
     return {"kind": type(law).__name__, **plain}
 
 
@@ -142,8 +147,10 @@ NAMED = {
     **_with_layouts(LinearDynamics("linear", Orthogonal())),
     **_with_layouts(LinearDynamics("contracting", Contracting(), clip=2.0)),
     **_with_layouts(LinearDynamics("fixed-teacher", Fixed.from_seed(10, seed=0))),
+    **_with_layouts(LinearDynamics("finite-pool", Pool.from_seed(4, 10, seed=0))),
     **_with_layouts(
         LinearDynamics("two-cluster", GivenSpectrum((1.0, -1.0, 1.0, -1.0, 0.9)), clip=10.0)
     ),
+    **_with_layouts(LinearDynamics("linear-narrow", Orthogonal(), width=5, length=30)),
     "linear-long": LinearDynamics("linear-long", Orthogonal(), length=224),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.problem import InContextProblem
 from probe.sampling import generator_for, normal, uniform
-from probe.tasks.base import Sequences
+from probe.tasks.base import Sequences, Windows, growing_windows
 from probe.tasks.linear_dynamics import describe, dynamics_problem
 from probe.tasks.teachers import Orthogonal, TeacherLaw
 
@@ -58,6 +58,11 @@ class NonlinearDynamics:
     def width_out(self) -> int:
         """Width of a target."""
         return self.width
+
+    @property
+    def windows(self) -> Windows:
+        """The context grows with the position."""
+        return growing_windows(self.width, self.length)
 
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Simulates `count` sequences."""

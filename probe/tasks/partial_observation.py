@@ -7,7 +7,7 @@ import torch
 
 from probe.problem import InContextProblem
 from probe.sampling import normal
-from probe.tasks.base import Sequences
+from probe.tasks.base import Sequences, Windows, growing_windows
 from probe.tasks.linear_dynamics import LinearDynamics, describe, dynamics_problem
 from probe.tasks.teachers import Orthogonal, TeacherLaw
 
@@ -38,6 +38,11 @@ class PartialObservation:
     def width_out(self) -> int:
         """Width of a target."""
         return self.observed
+
+    @property
+    def windows(self) -> Windows:
+        """The context grows with the position."""
+        return growing_windows(self.observed * self.depth, self.length)
 
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Simulates the hidden states, then observes them."""

@@ -42,6 +42,17 @@ class Orthogonal:
 
 
 @dataclass(frozen=True)
+class Gaussian:
+    """W with entries N(0, 1/width), fresh for every sequence."""
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """Predictions have the size of the inputs on average."""
+        return normal(generator, count, width, width) / width**0.5
+
+
+@dataclass(frozen=True)
 class Contracting:
     """W = M diag(lambda) M^-1, lambda ~ U(low, high) with one pinned to `high`, in random order."""
 
@@ -79,6 +90,11 @@ class Fixed:
 
     matrix: Float[Tensor, "width width"] = field(repr=False)
 
+    @property
+    def matrices(self) -> Float[Tensor, "1 width width"]:
+        """The one matrix, as a pool."""
+        return self.matrix[None]
+
     @classmethod
     def from_seed(cls, width: int, seed: int) -> "Fixed":
         """A random orthogonal matrix of our own."""
@@ -93,19 +109,39 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """One of a few known matrices for every sequence: enough to recognise which."""
+
+    matrices: Float[Tensor, "pool width width"] = field(repr=False)
+
+    @classmethod
+    def from_seed(cls, count: int, width: int, seed: int) -> "Pool":
+        """Random orthogonal matrices of our own."""
+        return cls(Orthogonal().draw(count, width, generator_for(seed)))
+
+    def draw(
+        self, count: int, width: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch width width"]:
+        """Each matrix is as likely as any other."""
+        return self.matrices.double()[
+            torch.randint(len(self.matrices), (count,), generator=generator)
+        ]
+
+
+@dataclass(frozen=True)
 class Nudged:
     """W = W_f exp(eps K), K antisymmetric with standard normal entries, fresh for every sequence.
 
     The sequences stay in the distribution of W_f, yet a learner follows W and a memorised map W_f.
     """
 
-    base: Fixed
+    base: Fixed | Pool
     eps: float = 0.05
 
     def draw(
         self, count: int, width: int, generator: torch.Generator
     ) -> Float[Tensor, "batch width width"]:
-        """Turns the fixed teacher a little."""
+        """Turns a known teacher a little."""
         noise = normal(generator, count, width, width)
         turn = torch.linalg.matrix_exp(self.eps * (noise - noise.mT) / 2**0.5)
         return self.base.draw(count, width, generator) @ turn
@@ -130,13 +166,13 @@ class InDistribution:
 
 @dataclass(frozen=True)
 class NudgedTeacher:
-    """Small rotations of one teacher: the fixed one, or one draw of the task's law."""
+    """Small rotations of the known teachers, or of one draw where the task's law has many."""
 
     eps: float = 0.05
 
     def change(self, teacher: TeacherLaw, width: int, seed: int) -> Nudged:
         """Fixes a teacher where the task has many, then nudges it."""
-        if isinstance(teacher, Fixed):
+        if isinstance(teacher, Fixed | Pool):
             return Nudged(teacher, self.eps)
         generator = generator_for(seed)
         return Nudged(Fixed(teacher.draw(1, width, generator)[0]), self.eps)
