@@ -1,0 +1,1 @@
+"""What hides a construction and keeps its algorithm, one disguise per file."""
