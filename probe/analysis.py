@@ -24,6 +24,7 @@ class Setting:
         mu_top: The 99 % quantile of the eigenvalues.
         step_bound: 2 / q99 of the largest eigenvalue: above it gradient descent diverges.
         ridge: The lambda that minimises the pilot loss of least squares.
+        sequences: How many sequences the run draws, half of them to fit.
     """
 
     task: Task
@@ -33,6 +34,7 @@ class Setting:
     mu_top: float
     step_bound: float
     ridge: float
+    sequences: int = 4096
 
 
 @runtime_checkable

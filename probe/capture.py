@@ -1,6 +1,8 @@
 """Hooks to activations: one forward pass per batch, read at the sites that the stages ask for."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -9,6 +11,67 @@ from torch import Tensor
 from probe.models.transformer import SequenceTransformer
 
 GROUP = 16
+
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs a model again, on other tokens, from the middle or with edits at its hooks.
+
+    Results come back to the CPU. Models are not shared between threads, so edits never mix.
+
+    Attributes:
+        model: The model; used through this class only.
+        batch_size: Sequences per forward pass, rounded up as in `capture`.
+    """
+
+    model: SequenceTransformer
+    batch_size: int = 256
+
+    @property
+    def _size(self) -> int:
+        return -(-self.batch_size // GROUP) * GROUP
+
+    @torch.no_grad()
+    def run(
+        self,
+        tokens: Float[Tensor, "batch time d_in"],
+        edits: Mapping[str, Edit] = MappingProxyType({}),
+    ) -> Float[Tensor, "batch time d_v"]:
+        """Predictions with what passes each named hook replaced by its edit.
+
+        Edits see all sequences at once; so with edits there is one forward pass.
+        """
+        hooks = [(site, _as_hook(edit)) for site, edit in edits.items()]
+        size = len(tokens) if edits else self._size
+        device = next(self.model.parameters()).device
+        with self.model.hooks(fwd_hooks=hooks):
+            return torch.cat([self.model(part.to(device)).cpu() for part in tokens.split(size)])
+
+    @torch.no_grad()
+    def resume(
+        self, stream: Float[Tensor, "batch time d_model"], layer: int
+    ) -> Float[Tensor, "batch time d_v"]:
+        """Predictions from the stream before block `layer`."""
+        device = next(self.model.parameters()).device
+        parts = stream.split(self._size)
+        return torch.cat([self.model.resume(part.to(device), layer).cpu() for part in parts])
+
+    @torch.no_grad()
+    def see(
+        self, tokens: Float[Tensor, "batch time d_in"], sites: tuple[str, ...]
+    ) -> Mapping[str, Tensor]:
+        """What passes each named hook."""
+        device = next(self.model.parameters()).device
+        _, cache = self.model.run_with_cache(tokens.to(device), names_filter=list(sites))
+        return {site: cache[site].cpu() for site in sites}
+
+
+def _as_hook(edit: Edit) -> Callable[..., Tensor]:
+    """Hooks of TransformerLens are handed the hook point too."""
+    return lambda tensor, hook: edit(tensor.cpu()).to(tensor)
 
 
 @dataclass(frozen=True)
@@ -21,18 +84,32 @@ class Capture:
             that has no inside.
         updates: What the attention of each block added to the stream.
         readouts: The model's own read-out of each of `layers`.
+        runner: Runs the model again; None for a predictor that has no inside.
     """
 
     output: Float[Tensor, "batch time d_v"]
     layers: Float[Tensor, "layers_and_one batch time d_model"]
     updates: Float[Tensor, "layers batch time d_model"]
     readouts: Float[Tensor, "layers_and_one batch time d_v"]
+    runner: Runner | None = None
 
 
 def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:
     """The capture of a predictor without an inside."""
     nothing = output.new_zeros(0, *output.shape[:2], 0)
     return Capture(output, nothing, nothing, output.new_zeros(0, *output.shape))
+
+
+def misplaced(seen: Capture) -> float:
+    """How far the captured streams are from leading to the captured output, in its rms.
+
+    The largest over all layers: each captured stream is handed to the blocks above it again.
+    """
+    if seen.runner is None:
+        return 0.0
+    scale = seen.output.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    again = [seen.runner.resume(stream, layer) for layer, stream in enumerate(seen.layers)]
+    return max(float((output - seen.output).double().abs().max() / scale) for output in again)
 
 
 @torch.no_grad()
@@ -59,4 +136,5 @@ def capture(
     layers = torch.stack([torch.cat([cache[site] for cache in kept]) for site in stream])
     added = torch.stack([torch.cat([cache[site] for cache in kept]) for site in updates])
     found = (torch.cat(outputs), layers, added, model.read_out(layers))
-    return Capture(*(part.to(tokens.device) for part in found))
+    output, layers, added, readouts = (part.to(tokens.device) for part in found)
+    return Capture(output, layers, added, readouts, Runner(model, batch_size))

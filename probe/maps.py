@@ -43,7 +43,7 @@ def _normal_matrices(left: Tensor, query: Tensor, spans: Spans) -> Tensor:
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
     """Sums of outer products over batch and time."""
-    if left.shape[1] == 1:
+    if left.shape[:2] == (1, 1):
         return left.flatten(0, 1).mT @ right.sum((0, 1))[None]
     return left.flatten(0, 1).mT @ right.flatten(0, 1)
 

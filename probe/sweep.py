@@ -69,7 +69,10 @@ class Context:
         return swapped
 
     def head(self, count: int) -> "Context":
-        """The first `count` sequences."""
+        """The first `count` sequences; one for all who ask for as many."""
+        return self.once(("head", count), lambda: self._cut(count))
+
+    def _cut(self, count: int) -> "Context":
         problem = _each(self.problem, lambda tensor: tensor[:count])
         head = Context(_each(self.sequences, lambda tensor: tensor[:count]), problem)
         head.moments = _each(self.moments, lambda tensor: tensor[:count])
@@ -122,6 +125,7 @@ class Batch:
             seen.layers[:, :count],
             seen.updates[:, :count],
             seen.readouts[:, :count],
+            seen.runner,
         )
         return Batch(self.context.head(count), capture, self.blocks[:count])
 
@@ -300,6 +304,9 @@ class Sweep:
             for name, model in self._models().items()
         }
         blocks = (job.start + torch.arange(job.count)) % BLOCKS
+        for name, seen in captures.items():
+            if not bool(seen.output.isfinite().all()):
+                raise InputError(f"{name}: predictions that are not finite")
         batches = {
             name: Batch(*view(context, captures), blocks) for name, view in self.views.items()
         }

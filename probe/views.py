@@ -7,7 +7,7 @@ import torch
 
 from probe.capture import Capture, predictor_only
 from probe.mesa_layer import mesa_layer
-from probe.models.transformer import SequenceTransformer
+from probe.models.transformer import Block, SequenceTransformer
 from probe.problem import InContextProblem
 from probe.sampling import generator_for
 from probe.sweep import Context, View
@@ -17,6 +17,7 @@ TWIN = "permuted_twin"
 SWAPPED = "swapped_context"
 ANOTHER = "another_sequence"
 PLANTED = "planted_mesa"
+LARGEST = 1e4  # of what the twin's stream may hold
 PERMUTATION = 4  # a stream of its own beside the splits
 
 
@@ -49,4 +50,7 @@ def permuted_twin(model: SequenceTransformer, seed: int) -> SequenceTransformer:
     for parameter in twin.parameters():
         order = torch.randperm(parameter.numel(), generator=generator)
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    for block in twin.modules():  # layers that cube their input could overflow
+        if isinstance(block, Block):
+            block.clip = min(block.clip or LARGEST, LARGEST)
     return twin

@@ -92,3 +92,19 @@ def test_a_predictor_without_an_inside() -> None:
 def test_misshapen_tokens_are_refused(tiny_model: Model) -> None:
     with pytest.raises(TypeError, match="tokens"):
         capture(tiny_model("linear"), torch.zeros(7, 3), batch_size=2)
+
+
+def test_a_runner_edits_and_resumes(tiny_model: Model) -> None:
+    model = tiny_model("linear")
+    x = tokens(5)
+    seen = capture(model, x, 256)
+    runner = seen.runner
+    assert runner is not None
+    assert torch.allclose(runner.run(x), seen.output)
+    assert torch.allclose(runner.resume(seen.layers[1], 1), seen.output, atol=1e-6)
+    site = "blocks.1.hook_attn_out"
+    without = runner.run(x, {site: torch.zeros_like})
+    assert torch.allclose(without, runner.run(x, {site: lambda x: 0 * x}))
+    assert (without - seen.output).abs().max() > 1e-4
+    assert torch.allclose(runner.run(x), seen.output), "edits must not stay"
+    assert torch.allclose(runner.see(x, (site,))[site], seen.updates[1], atol=1e-6)

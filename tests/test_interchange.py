@@ -1,0 +1,169 @@
+"""Interchange: on planted iterations the state transfers as their remaining steps say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from analyses.interchange import Interchange, _Rows
+from probe.capture import capture
+from probe.causal.erasure import projection
+from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage
+from probe.causal.patterns import Products, pattern
+from probe.causal.transfer import Place
+from probe.pilot import scout
+from probe.planted.base import Planted, families_planted
+from probe.planted.disguises.base import disguises
+from probe.sampling import generator_for, normal
+from probe.sweep import Plan, Results, Sweep
+from probe.tasks.base import find_task
+from probe.views import SUBJECT, TWIN, all_views, permuted_twin
+
+TASK = "linear-narrow-constructed"
+
+
+def planted(family: str, *hidden_by: str, seed: int = 1) -> Planted:
+    """An iteration of at least three steps."""
+    generator = generator_for(seed, 5)
+    while True:
+        model = families_planted()[family].draw(find_task(TASK), generator)
+        if (model.truth.degree or 0) >= 3:
+            break
+    for name in hidden_by:
+        model = disguises()[name].apply(model, generator)
+    return model
+
+
+def measured(model: Planted, sequences: int = 1024) -> tuple[InterchangeStage, Results]:
+    plan = Plan(model.task, sequences, 0, workers=1)
+    setting = scout(plan, len(model.model.blocks))
+    (stage,) = Interchange().stages(setting)
+    models = {SUBJECT: model.model, TWIN: permuted_twin(model.model, 0)}
+    views = {name: view for name, view in all_views(1.0).items() if name in models}
+    return stage, Sweep(plan, models, views, capture).run((stage,))
+
+
+def slope_and_share(model: Planted, stage: InterchangeStage, results: Results, layer: int):
+    """The output's change against C T_l(G) dr, with the planted T_l."""
+    state = next(s for s in model.states if s.layer == layer)
+    sequences = model.task.sample(256, generator_for(9))
+    from probe.sweep import Context
+
+    context = Context(sequences, model.task.problem(sequences))
+    seen = capture(model.model, sequences.tokens, 256)
+    t = stage.positions[0]
+    edit = results[stage, SUBJECT].learned.plans[layer, t].swaps["state"]
+    own = seen.layers[layer][:, t].double()
+    values = own @ edit.reads
+    dh = (values.roll(1, 0) - values) @ edit.pattern
+    stream = seen.layers[layer][:, : t + 1].clone()
+    stream[:, t] += dh.float()
+    moved = (seen.runner.resume(stream, layer)[:, t] - seen.output[:, t]).double()
+    place = context.spectrum
+    coordinates = torch.einsum("bki,bk->bi", place.basis[:, t], dh @ state.read.double())
+    filtered = state.remaining(place.mu[:, t]) * place.present[:, t] * coordinates
+    expected = torch.einsum("bvi,bi->bv", place.maps[:, t], filtered)
+    slope = float((moved * expected).sum() / expected.square().sum())
+    return slope, float(1 - (moved - expected).square().sum() / moved.square().sum())
+
+
+CASES = [
+    ("gradient_descent", ()),
+    ("gradient_descent", ("rotation",)),
+    ("chebyshev", ("change_of_basis",)),
+    ("chebyshev", ("distractors", "change_of_basis")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "hidden_by"), CASES)
+def test_the_state_of_a_planted_iteration_transfers(family: str, hidden_by: tuple[str, ...]):
+    model = planted(family, *hidden_by)
+    stage, results = measured(model)
+    rows = _Rows(stage, results, SUBJECT)
+    holding = [s.layer for s in model.states if s.layer >= 1]
+    assert holding
+    for layer in holding:
+        state = rows.transfers[layer, "state"]
+        assert state.r2.lo >= 0.98, layer
+        assert rows.margin(layer).lo > 0, layer
+        slope, share = slope_and_share(model, stage, results, layer)
+        assert slope == pytest.approx(1, abs=0.05), layer
+        assert share >= 0.98, layer
+
+
+def test_a_null_does_not_transfer() -> None:
+    """Control: a model without a solver in it, of several blocks."""
+    model = families_planted()["untrained"]
+    while True:
+        drawn = model.draw(find_task(TASK), generator_for(3, 7))
+        if len(drawn.model.blocks) > 1:
+            break
+    stage, results = measured(drawn, sequences=512)
+    rows = _Rows(stage, results, SUBJECT)
+    best = rows.best()
+    assert best is None or rows.transfers[best, "state"].through_context.hi < 0.4
+
+
+def test_erasing_leaves_no_linear_trace_and_is_predicted() -> None:
+    model = planted("gradient_descent")
+    stage, results = measured(model)
+    rows = _Rows(stage, results, SUBJECT)
+    layer = rows.best()
+    assert layer is not None
+    after, predicted = rows.losses(layer)
+    assert after.value > 1.02, "erasing the state must hurt"
+    assert predicted.value == pytest.approx(after.value, rel=0.05)
+
+
+def test_the_projection_of_leace_erases_and_is_least() -> None:
+    generator = generator_for(4)
+    x, noise = normal(generator, 4000, 6), normal(generator, 4000, 2)
+    z = x[:, :2] + 0.3 * x[:, 2:4] + 0.5 * noise
+    p = projection(x.mT @ x, x.mT @ z)
+    left = x - x @ p.mT
+    assert (left.mT @ z).abs().max() / (x.mT @ z).abs().max() < 1e-9
+    assert torch.allclose(p @ p, p, atol=1e-9)
+    assert torch.linalg.matrix_rank(p) == 2
+    orthogonal = torch.linalg.qr(x.mT @ z)[0]  # control: another eraser does more damage
+    other = x - x @ (orthogonal @ orthogonal.mT)
+    assert (x - left).square().sum() <= (x - other).square().sum() + 1e-9
+
+
+def test_a_pattern_writes_one_part_and_no_other() -> None:
+    """A stream that is a sum of parts, in a skewed basis; the probe's row space would fail."""
+    generator = generator_for(6)
+    state, kept = normal(generator, 2000, 2), normal(generator, 2000, 3)
+    state = state + kept[:, :2]  # correlated
+    basis = normal(generator, 5, 5) + 2 * torch.eye(5, dtype=torch.float64)
+    stream = torch.cat([state, kept], 1) @ basis
+    beside = torch.cat([torch.ones(2000, 1, dtype=torch.float64), kept, state], 1)
+    products = Products(stream.mT @ stream, stream.mT @ beside, beside.mT @ beside)
+    reads = products.probe(slice(4, 6))
+    found = pattern(products, reads, reads[:, :0], [0, 1, 2, 3])
+    assert torch.allclose(found, basis[:2], atol=1e-3)
+    row_space = torch.linalg.pinv(reads)  # control
+    assert not torch.allclose(row_space, basis[:2], atol=0.1)
+
+
+def test_a_place_of_pairs_is_that_of_the_context() -> None:
+    task = find_task(TASK)
+    from probe.sweep import Context
+
+    sequences = task.sample(8, generator_for(2))
+    context = Context(sequences, task.problem(sequences))
+    knots = torch.logspace(-2, 2, 64, dtype=torch.float64)
+    t, query = 12, context.problem.queries[:, 12].double()
+    one = Place.at(context, t, knots).through(query)
+    problem = context.problem
+    two = Place.of_pairs(problem.keys[:, : t + 1], problem.values[:, : t + 1], knots).through(query)
+    assert torch.allclose(one, two, atol=1e-6)
+    fewer = Place.of_pairs(problem.keys[:, :t], problem.values[:, :t], knots).through(query)
+    assert not torch.allclose(one, fewer, atol=1e-3)
+
+
+def test_one_block_has_no_state_to_swap() -> None:
+    setting = replace(scout(Plan(find_task(TASK), 512, 0), 1), layers=1)
+    assert Interchange().stages(setting) == ()
+    assert Interchange().conclude(setting, {}).outcome == "inconclusive"
+    assert set(SWAPS) < set(EDITS)
