@@ -35,7 +35,10 @@ class Behaviour:
         return (ReferenceStage(setting.ridge),)
 
     def conclude(self, setting: Setting, results: Results) -> Finding:
-        """Supports if the loss after the problem is solved is clearly below the loss before."""
+        """Supports if the loss after the problem is solved is clearly below the loss before.
+
+        Inconclusive where the context does not grow from position to position.
+        """
         stage = self.stages(setting)[0]
         subject, twin = results[stage, SUBJECT], results[stage, TWIN]
         reference = conclude(subject)
@@ -67,10 +70,9 @@ class Behaviour:
         return Finding(
             self.name,
             self.question,
-            _outcome(ratio),
+            _outcome(ratio) if _grows(setting) else "inconclusive",
             f"Loss {reference.model_loss:.3f}, against {reference.loss:.3f} for the mesa-layer "
-            f"(lambda {reference.ridge:.2g}); over t = {label(setting.windows.solved)} it is "
-            f"{ratio.value:.2g} times that over t = {label(setting.windows.unsolved)}.",
+            f"(lambda {reference.ridge:.2g}); {_course(setting, ratio)}.",
             metrics,
             controls,
             "A falling loss shows that context helps, not by which algorithm; and a loss near that "
@@ -78,6 +80,18 @@ class Behaviour:
             (Table("behaviour", pd.DataFrame(rows)),),
             (_figure(rows),),
         )
+
+
+def _grows(setting: Setting) -> bool:
+    """Whether later positions have more context."""
+    return setting.windows.solved != setting.windows.unsolved
+
+
+def _course(setting: Setting, ratio: Interval) -> str:
+    solved, unsolved = label(setting.windows.solved), label(setting.windows.unsolved)
+    if not _grows(setting):
+        return f"the context is the same at all positions t = {solved}, so no course shows"
+    return f"over t = {solved} it is {ratio.value:.2g} times that over t = {unsolved}"
 
 
 def _ratio_words(setting: Setting) -> str:

@@ -238,26 +238,22 @@ def _hi(metric: Metric) -> float:
     return metric.value if metric.hi is None else metric.hi
 
 
-def _metric(interval: Interval, definition: str) -> Metric:
-    return Metric(interval.value, definition, interval.lo, interval.hi)
-
-
 def _metrics(subject: Scores) -> dict[str, Metric]:
     r2 = "held-out R^2 of the attention output, median over layers, reconstructed from"
     return {
-        "full_r2": _metric(subject.median("all"), f"{r2} all blocks"),
-        "gradient_r2": _metric(
+        "full_r2": Metric.of(subject.median("all"), f"{r2} all blocks"),
+        "gradient_r2": Metric.of(
             subject.median("gradient_step"), f"{r2} C q, G q, C G q, s_t and s_t-1"
         ),
-        "least_squares_r2": _metric(
+        "least_squares_r2": Metric.of(
             subject.median("least_squares"),
             f"{r2} (G + lambda)^-1 q, C (G + lambda)^-1 q, s_t and s_t-1",
         ),
-        "context_share": _metric(
+        "context_share": Metric.of(
             subject.median("all", minus="tokens"),
             "full R^2 minus that of s_t and s_t-1 alone, median over layers",
         ),
-        "gradient_minus_least_squares": _metric(
+        "gradient_minus_least_squares": Metric.of(
             subject.median("gradient_step", minus="least_squares"),
             "R^2 of the gradient step's blocks minus that of the least squares blocks, "
             "median over layers",
@@ -272,7 +268,7 @@ def _controls(scores: dict[str, Scores]) -> dict[str, Metric]:
         "least_squares_r2": "least_squares",
     }
     return {
-        f"{view}_{name}": _metric(scores[view].median(subset), f"{name}, in the view {view}")
+        f"{view}_{name}": Metric.of(scores[view].median(subset), f"{name}, in the view {view}")
         for view in (ANOTHER, TWIN)
         for name, subset in families.items()
     }

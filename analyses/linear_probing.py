@@ -269,16 +269,12 @@ def _statement(
     )
 
 
-def _metric(interval: Interval, definition: str) -> Metric:
-    return Metric(interval.value, definition, interval.lo, interval.hi)
-
-
 def _metrics(
     named: Interval, subject: Scores, decoders: Decoders, positions: slice
 ) -> dict[str, Metric]:
     where = f"mean over t = {positions.start + 1}..{positions.stop}, held out"
     metrics = {
-        "context_gain": _metric(
+        "context_gain": Metric.of(
             named,
             f"gain in R^2 of (G + 1)^-1 q from layer 0 to the last, minus the same with the "
             f"context of another sequence; {where}; named in advance",
@@ -291,7 +287,7 @@ def _metrics(
     for name, (layer, place) in product((NEXT, QUERY), ((0, "first"), (-1, "last"))):
         read = partial(subject.mean_r2, name=name, layer=layer, positions=positions)
         words = f"R^2 of {name} decoded from the {place} layer; {where}"
-        metrics[f"{name}_{place}_layer"] = _metric(bootstrap_interval(read), words)
+        metrics[f"{name}_{place}_layer"] = Metric.of(bootstrap_interval(read), words)
     return metrics
 
 
@@ -300,13 +296,13 @@ def _controls(
 ) -> dict[str, Metric]:
     gain = "gain in R^2 of (G + 1)^-1 q from layer 0 to the last"
     controls = {
-        f"{view}_gain": _metric(gains[view], f"{gain}; view {view}")
+        f"{view}_gain": Metric.of(gains[view], f"{gain}; view {view}")
         for view in (SWAPPED, ANOTHER, TWIN)
     }
     for view in (ANOTHER, TWIN):
         read = partial(scores[view].mean_r2, name=NEXT, layer=-1, positions=positions)
         words = f"R^2 of the next token decoded from the last layer; view {view}"
-        controls[f"{view}_next_token"] = _metric(bootstrap_interval(read), words)
+        controls[f"{view}_next_token"] = Metric.of(bootstrap_interval(read), words)
     return controls
 
 

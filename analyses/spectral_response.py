@@ -25,11 +25,11 @@ from probe.findings import (
 )
 from probe.response import half_crossing
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
+from probe.rule import Thresholds, classify
 from probe.scores import CurveBand, Reading, curve_band, nulls, read
 from probe.statistics import Interval
 from probe.sweep import Measured, Results
 from probe.tasks.base import label
-from probe.verdict import Thresholds, classify
 from probe.views import PLANTED, SUBJECT, SWAPPED, TWIN
 
 R2 = "1 - sum |y - yhat|^2 / sum |y|^2, held out, pooled over the judged positions"

@@ -1,7 +1,8 @@
 """Does the model follow its teacher when the teacher is turned a little?
 
-Hypothesis: a learner follows the turned teacher W (alpha = 1); a memorised map stays with the old
-one W_f (alpha = 0). W = W_f exp(eps K) stays in the distribution of W_f, unlike a fresh teacher.
+Hypothesis: a learner follows the turned teacher W (alpha = 1); a memorised map, or a table of a
+few of them, stays with the old one W_f (alpha = 0). W = W_f exp(eps K) stays in the distribution
+of W_f, unlike a fresh teacher.
 alpha = <y - W_f q, (W - W_f) q> / |(W - W_f) q|^2 over the judged positions. Costs a quarter of
 the sweep's forward passes.
 """
@@ -13,9 +14,9 @@ import pandas as pd
 from probe.analysis import Setting
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.nudge import NudgeStage, nudge_of
+from probe.rule import Thresholds
 from probe.statistics import Interval
 from probe.sweep import Results
-from probe.verdict import Thresholds
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class TeacherNudge:
         """Supports if alpha is nearer to 1 than to 0."""
         stages = self.stages(setting)
         if not stages:
-            return self._finding("inconclusive", "The teacher acts on hidden states only.", {}, ())
+            return self._finding(
+                "inconclusive",
+                "No teacher of this task can be turned a little.",
+                {},
+                (),
+            )
         alpha, fixed = stages[0].read(results)
         outcome = _outcome(alpha)
         statement = (

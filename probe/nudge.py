@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from probe.analysis import Setting
 from probe.statistics import Interval, bootstrap_interval, share_explained
@@ -10,7 +12,7 @@ from probe.sweep import Batch, Results, Sums
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
-from probe.tasks.teachers import Fixed, NudgedTeacher, under
+from probe.tasks.teachers import Fixed, NudgedTeacher, Pool, under
 from probe.views import SUBJECT
 
 
@@ -19,13 +21,13 @@ class NudgeStage:
     """How far predictions follow the turn.
 
     Attributes:
-        matrix: The unturned teacher W_f, row by row.
+        bases: The unturned teachers, row by row; W_f of a sequence is the one nearest to its own.
         window: The judged positions.
         eps: Size of the turn.
         task: The task under the turned teacher.
     """
 
-    matrix: tuple[tuple[float, ...], ...]
+    bases: tuple[tuple[tuple[float, ...], ...], ...]
     window: tuple[int, int]
     eps: float
     task: Task
@@ -34,10 +36,10 @@ class NudgeStage:
 
     def __hash__(self) -> int:
         """By what was turned."""
-        return hash((self.matrix, self.window, self.eps))
+        return hash((self.bases, self.window, self.eps))
 
     def __eq__(self, other: object) -> bool:
-        """Tasks hold tensors; the matrix tells nudges apart."""
+        """Tasks hold tensors; the unturned teachers tell nudges apart."""
         return isinstance(other, NudgeStage) and hash(self) == hash(other)
 
     def fit(self, batch: Batch) -> Sums:
@@ -51,7 +53,7 @@ class NudgeStage:
         """Products of the model's departure from W_f q with the turn (W - W_f) q."""
         a, b = self.window
         problem = batch.context.problem
-        base = torch.tensor(self.matrix, dtype=torch.float64)
+        base = self.unturned(batch.context.sequences.teachers)
         kept = problem.queries[:, a:b].double() @ base.mT
         turn = problem.oracle[:, a:b].double() - kept
         output = batch.capture.output[:, a:b].double()
@@ -59,9 +61,15 @@ class NudgeStage:
         products = [departure * turn, turn**2, departure**2, output**2]
         return {"products": batch.by_block(torch.stack([p.sum((1, 2)) for p in products], -1))}
 
-    def read(self, results: Results) -> tuple[Interval, Interval]:
+    def unturned(self, teachers: Float[Tensor, "batch d d"]) -> Float[Tensor, "batch d d"]:
+        """W_f of each sequence; the turn is small, so it is the nearest by Frobenius norm."""
+        bases = torch.tensor(self.bases, dtype=torch.float64)
+        apart = (teachers.double()[:, None] - bases).norm(dim=(-2, -1))
+        return bases[apart.argmin(1)]
+
+    def read(self, results: Results, view: str = SUBJECT) -> tuple[Interval, Interval]:
         """Alpha, and R^2 of the unturned teacher."""
-        along, turn, departure, energy = results[self, SUBJECT].sums["products"].unbind(-1)
+        along, turn, departure, energy = results[self, view].sums["products"].unbind(-1)
         alpha = bootstrap_interval(lambda weights: (weights @ along) / (weights @ turn))
         return alpha, share_explained(departure, energy)
 
@@ -73,11 +81,11 @@ def nudge_of(setting: Setting) -> tuple[NudgeStage, ...]:
         return ()
     law = NudgedTeacher()
     turned = law.change(task.teacher, task.width, seed=0)
-    matrix = tuple(tuple(row) for row in turned.base.matrix.tolist())
+    bases = tuple(tuple(tuple(row) for row in base) for base in turned.base.matrices.tolist())
     changed = under(task, law, task.width)
-    return (NudgeStage(matrix, setting.windows.judged, law.eps, changed),)
+    return (NudgeStage(bases, setting.windows.judged, law.eps, changed),)
 
 
-def is_single(task: Task) -> bool:
-    """Whether one teacher makes all sequences."""
-    return isinstance(task.teacher, Fixed)
+def known_teachers(task: Task) -> int:
+    """How many teachers make all sequences; 0 where every sequence has one of its own."""
+    return len(task.teacher.matrices) if isinstance(task.teacher, Fixed | Pool) else 0

@@ -7,18 +7,23 @@ import torch
 
 from analyses.teacher_nudge import TeacherNudge
 from probe.capture import capture, predictor_only
-from probe.nudge import NudgeStage, is_single, nudge_of
+from probe.nudge import NudgeStage, known_teachers, nudge_of
 from probe.pilot import scout
 from probe.solvers.ridge import shrinkage
 from probe.sweep import Plan, Sweep
 from probe.tasks.base import find_task
-from probe.tasks.teachers import Fixed
+from probe.tasks.teachers import Fixed, Pool
 from probe.views import SUBJECT
 
 
 @pytest.fixture(scope="module")
 def one_teacher(small_task):
     return replace(small_task, name="one", teacher=Fixed.from_seed(3, 0), length=30)
+
+
+@pytest.fixture(scope="module")
+def three_teachers(small_task):
+    return replace(small_task, name="three", teacher=Pool.from_seed(3, 3, 0), length=30)
 
 
 def measured(task, predictor):
@@ -35,7 +40,7 @@ def measured(task, predictor):
 
 
 def memorised(context, stage: NudgeStage) -> torch.Tensor:
-    return context.problem.queries.double() @ torch.tensor(stage.matrix, dtype=torch.float64).mT
+    return context.problem.queries.double() @ stage.unturned(context.sequences.teachers).mT
 
 
 def learned(context, stage: NudgeStage) -> torch.Tensor:
@@ -77,7 +82,7 @@ def test_least_squares_follows(one_teacher) -> None:
 def test_the_teacher_is_turned_a_little(one_teacher) -> None:
     (stage,) = nudge_of(scout(Plan(one_teacher, 256, 0), 1))
     sample = stage.task.sample(64, torch.Generator().manual_seed(0))
-    base = torch.tensor(stage.matrix)
+    base = torch.tensor(stage.bases[0])
     assert torch.allclose(base.double(), one_teacher.teacher.matrix, atol=1e-6)
     apart = (sample.teachers - base).norm(dim=(1, 2)) / base.norm()
     assert (apart > 1e-3).all() and (apart < 0.3).all()
@@ -85,8 +90,38 @@ def test_the_teacher_is_turned_a_little(one_teacher) -> None:
     assert torch.allclose(other, base.expand_as(other), atol=1e-6)
 
 
+def test_a_pool_is_turned_around_each_of_its_teachers(three_teachers) -> None:
+    (stage,) = nudge_of(scout(Plan(three_teachers, 256, 0), 1))
+    assert known_teachers(three_teachers) == len(stage.bases) == 3
+    sample = stage.task.sample(96, torch.Generator().manual_seed(0))
+    apart = (sample.teachers[:, None] - torch.tensor(stage.bases)).norm(dim=(2, 3))
+    nearest = stage.unturned(sample.teachers)
+    assert torch.allclose((sample.teachers - nearest).norm(dim=(1, 2)).float(), apart.amin(1))
+    size = sample.teachers.norm(dim=(1, 2))
+    assert (apart.amin(1) > 1e-3 * size).all() and (apart.amin(1) < 0.3 * size).all()
+    assert set(apart.argmin(1).tolist()) == {0, 1, 2}
+    assert (apart.sort(1).values[:, 1] > 0.5 * size).all()
+
+
+def test_a_table_of_the_pool_stays_and_a_single_map_does_not_explain_it(three_teachers) -> None:
+    stage, results, finding = measured(three_teachers, memorised)
+    alpha, fixed = stage.read(results)
+    assert alpha.value == pytest.approx(0, abs=1e-4)
+    assert fixed.value == pytest.approx(1, abs=1e-6)
+    assert finding.outcome == "contradicts"
+    stage, results, finding = measured(three_teachers, lambda c, s: c.problem.oracle)
+    assert stage.read(results)[0].value == pytest.approx(1, abs=1e-4)
+    assert finding.outcome == "supports"
+
+    def first_only(context, stage):
+        return context.problem.queries.double() @ torch.tensor(stage.bases[0]).double().mT
+
+    stage, results, _ = measured(three_teachers, first_only)
+    assert stage.read(results)[1].value < 0.5
+
+
 def test_which_tasks_are_nudged(small_task, one_teacher) -> None:
-    assert is_single(one_teacher) and not is_single(small_task)
+    assert known_teachers(one_teacher) == 1 and known_teachers(small_task) == 0
     setting = scout(Plan(find_task("partial"), 256, 0), 1)
     assert nudge_of(setting) == ()
     finding = TeacherNudge().conclude(setting, {})

@@ -1,0 +1,152 @@
+"""Planted forgetting and planted preconditioners are named; plain learners are not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from planted_predictors import Predictor
+
+from analyses.objective import ObjectiveAnalysis
+from probe.analysis import Setting
+from probe.capture import capture, predictor_only
+from probe.extensions import (
+    Forgetting,
+    Objective,
+    Preconditioned,
+    extension_stage,
+    whitening,
+)
+from probe.findings import Finding
+from probe.pilot import scout
+from probe.problem import prefix_moments, spectrum
+from probe.sampling import generator_for, normal
+from probe.solvers import gradient_descent, ridge
+from probe.sweep import Context, Plan, Sweep
+from probe.tasks.base import Task
+from probe.tasks.linear_dynamics import LinearDynamics
+from probe.tasks.regression import Geometric, InContextRegression
+from probe.tasks.teachers import Gaussian, Orthogonal
+from probe.views import PLANTED, SUBJECT, all_views
+
+DYNAMICS = LinearDynamics("dynamics", Orthogonal(), width=4, length=24)
+SKEWED = InContextRegression("skewed", Gaussian(), Geometric(30.0), width=4, pairs=12, queries=4)
+PLAIN = Forgetting(1.0)
+
+Curve = Callable[[torch.Tensor], torch.Tensor]
+
+
+def under(objective: Objective, curve: Curve) -> Predictor:
+    def predict(context: Context) -> torch.Tensor:
+        moments = objective.moments(context.problem)
+        seen = spectrum(moments, objective.queries(context.problem))
+        return seen.predict(lambda mu: curve(mu) / mu)
+
+    return predict
+
+
+def finding(task: Task, predictor: Callable[[Setting], Predictor]) -> Finding:
+    plan = Plan(task, 512, 0, workers=1)
+    setting = scout(plan, 1)
+    chosen = predictor(setting)
+    views = {
+        SUBJECT: lambda context, captures: (context, predictor_only(chosen(context).float())),
+        PLANTED: all_views(setting.ridge)[PLANTED],
+    }
+    analysis = ObjectiveAnalysis()
+    results = Sweep(plan, {}, views, capture).run(analysis.stages(setting))
+    return analysis.conclude(setting, results)
+
+
+def steps(setting: Setting) -> Curve:
+    return lambda mu: gradient_descent.shrinkage(mu, 3, 0.3 * setting.step_bound)
+
+
+def test_forgetting_is_named_with_its_rate() -> None:
+    found = finding(DYNAMICS, lambda setting: under(Forgetting(0.9), steps(setting)))
+    assert found.metrics["gamma"].value == 0.9
+    assert found.metrics["forgetting_gain"].lo > 0.01
+    assert found.outcome == "inconclusive" and "forgetting by 0.9" in found.statement
+    assert "whitening" not in found.statement
+    # Control: the planted mesa-layer, which forgets nothing.
+    assert abs(found.controls["forgetting_gain (planted mesa-layer)"].value) < 1e-3
+
+
+@pytest.mark.parametrize("task", [DYNAMICS, SKEWED])
+def test_plain_learners_need_neither(task: Task) -> None:
+    for curve in (steps, lambda setting: lambda mu: ridge.shrinkage(mu, 0.1)):
+        found = finding(task, lambda setting, curve=curve: under(PLAIN, curve(setting)))
+        assert found.outcome == "supports" and "neither" in found.statement
+        assert found.metrics["plain_r2"].value > 0.98
+        assert found.metrics["forgetting_gain"].hi < 0.01
+        assert found.metrics["preconditioner_gain"].hi < 0.01
+
+
+def test_a_preconditioner_is_named() -> None:
+    def predictor(setting: Setting) -> Predictor:
+        *_, whitened = extension_stage(setting).objectives
+        assert isinstance(whitened, Preconditioned)
+        return under(whitened, steps(setting))
+
+    found = finding(SKEWED, predictor)
+    assert found.metrics["preconditioner_gain"].lo > 0.05
+    assert "whitening keys and queries" in found.statement and "forgetting" not in found.statement
+    rows = found.tables[0].frame.set_index(["objective", "family"])["r2"]
+    assert rows["preconditioned", "gradient_descent"] > 0.99 > rows["plain", "gradient_descent"]
+
+
+def test_silence_supports_no_objective() -> None:
+    silence = finding(DYNAMICS, lambda setting: lambda context: context.problem.values * 0)
+    assert silence.outcome == "inconclusive" and "no objective" in silence.statement
+    noise = finding(
+        DYNAMICS,
+        lambda setting: lambda context: normal(generator_for(1), *context.problem.values.shape),
+    )
+    assert noise.outcome == "inconclusive" and noise.metrics["plain_r2"].value < 0.1
+    assert "no objective" in noise.statement
+
+
+def test_moments_that_fade_are_weighted_sums() -> None:
+    problem = DYNAMICS.problem(DYNAMICS.sample(3, generator_for(0)))
+    keys, values = problem.keys.double(), problem.values.double()
+    moments = Forgetting(0.8).moments(problem)
+    for t in (1, 7, 23):
+        weight = 0.8 ** (t - torch.arange(t + 1, dtype=torch.float64))
+        gram = torch.einsum("j,bji,bjk->bik", weight, keys[:, : t + 1], keys[:, : t + 1])
+        cross = torch.einsum("j,bji,bjk->bik", weight, values[:, : t + 1], keys[:, : t + 1])
+        assert torch.allclose(moments.gram[:, t], gram)
+        assert torch.allclose(moments.cross[:, t], cross)
+    plain = prefix_moments(problem)
+    assert torch.allclose(PLAIN.moments(problem).gram, plain.gram)
+    assert torch.allclose(PLAIN.moments(problem).cross, plain.cross)
+    assert not torch.allclose(moments.gram, plain.gram)  # Control.
+
+
+def test_whitening_makes_all_directions_alike() -> None:
+    scales = torch.tensor([3.0, 1.0, 0.2, 0.05], dtype=torch.float64)
+    keys = normal(generator_for(4), 2000, 4) * scales
+    root = whitening(keys)
+    assert torch.allclose(root, root.mT)
+    white = keys @ root
+    second = white.mT @ white / len(white)
+    mean_square = (keys**2).mean()
+    assert torch.allclose(second, mean_square * torch.eye(4, dtype=torch.float64), atol=1e-8)
+    assert float((keys.mT @ keys / len(keys)).diagonal().std()) > 1  # Control.
+
+
+def test_a_precondition_that_solves_exactly_changes_nothing() -> None:
+    """Least squares itself does not depend on P: (P^1/2 G P^1/2)^-1 undoes it."""
+    problem = SKEWED.problem(SKEWED.sample(8, generator_for(0)))
+    root = whitening(problem.keys.flatten(0, 1))
+    changed = Preconditioned(tuple(tuple(row) for row in root.tolist()))
+
+    def said(objective: Objective, curve: Curve) -> torch.Tensor:
+        seen = spectrum(objective.moments(problem), objective.queries(problem))
+        return seen.predict(lambda mu: curve(mu) / mu)[:, -1]
+
+    assert torch.allclose(
+        said(PLAIN, torch.ones_like), said(changed, torch.ones_like), rtol=1e-4, atol=1e-4
+    )
+    # Control: one gradient step does depend on it.
+    assert not torch.allclose(
+        said(PLAIN, lambda mu: 0.01 * mu), said(changed, lambda mu: 0.01 * mu), rtol=0.1
+    )
