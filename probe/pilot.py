@@ -7,7 +7,6 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.response import log_knots
 from probe.sweep import PILOT, SHARD, Context, Plan
-from probe.tasks.base import windows
 
 SHARDS = 2
 RIDGES = torch.logspace(-5, 3, 33, dtype=torch.float64)
@@ -16,20 +15,19 @@ RIDGES = torch.logspace(-5, 3, 33, dtype=torch.float64)
 def scout(plan: Plan, layers: int) -> Setting:
     """Reads knots, step bound and the best ridge of the task off 512 sequences of their own."""
     contexts = [_pose(plan, shard) for shard in range(SHARDS)]
-    width = contexts[0].problem.keys.shape[-1]
-    ranges = windows(width, plan.task.length)
-    first = ranges.judged[0]
+    first = plan.task.windows.judged[0]
     mu = torch.cat([c.spectrum.mu[:, first:][c.spectrum.present[:, first:]] for c in contexts])
     low, top = _quantile(mu, 0.01), _quantile(mu, 0.99)
     loss = torch.stack([_ridge_losses(context, first) for context in contexts]).sum(0)
     return Setting(
         task=plan.task,
         layers=layers,
-        windows=ranges,
+        windows=plan.task.windows,
         knots=tuple(log_knots(low, float(mu.max())).tolist()),
         mu_top=top,
         step_bound=2 / top,
         ridge=float(RIDGES[int(loss.argmin())]),
+        sequences=plan.sequences,
     )
 
 
