@@ -66,6 +66,11 @@ def app() -> None:
     show_default=True,
     help="The second adds numbers by the published protocol.",
 )
+@click.option(
+    "--discriminate",
+    is_flag=True,
+    help="Try the families that are left open under other inputs, which part them.",
+)
 @batch_option
 @workers_option
 @device_option
@@ -79,6 +84,7 @@ def analyze(
     seed: int,
     only: str,
     protocol: str,
+    discriminate: bool,
     batch_size: int,
     workers: int,
     device: str,
@@ -99,7 +105,8 @@ def analyze(
     plan = Plan(task, sequences, seed, batch_size, workers, _device(device))
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:
-        report = run(Request(subject, plan, names, protocol != "held-out"), progress)
+        request = Request(subject, plan, names, protocol != "held-out", discriminate)
+        report = run(request, progress)
     page = write_report(report, folder)
     if as_json:
         click.echo(json_text(results_dict(report)), nl=False)
@@ -194,6 +201,54 @@ def describe(checkpoint: Path, preset: str | None, task_name: str | None, as_jso
 
 
 @app.command()
+@click.option("--task", "task_name", metavar="NAME", help="Task; linear by default.")
+@sequences_option
+@seed_option
+@click.option("--against", metavar="A,B", default="", help="Compare these solver families only.")
+@click.option(
+    "--discriminate-from",
+    "results",
+    type=click.Path(path_type=Path),
+    help="A results.json: compare the families that it does not reject, on its task.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def design(
+    task_name: str | None,
+    sequences: int,
+    seed: int,
+    against: str,
+    results: Path | None,
+    as_json: bool,
+) -> None:
+    """Says which solver families can be told apart, and on which inputs best.
+
+    "A by B" is the R^2 that the best member of B lacks on predictions of A, with its standard
+    error at the number of sequences; of several members of A the one that is imitated best.
+    """
+    from probe.design import COLUMNS, comparable, left_open
+    from probe.design import design as run
+    from probe.progress import print_table, reporting
+    from probe.rule import Thresholds
+    from probe.sweep import Plan
+    from probe.tasks.base import find_task
+    from probe.threads import one_thread
+
+    found = left_open(results) if results else None
+    alive = tuple(name for name in against.split(",") if name)
+    alive = alive or (found.families if found else comparable())
+    plan = Plan(find_task(task_name or (found.task if found else "linear")), sequences, seed)
+    rule = Thresholds.load()
+    with reporting("measuring input laws") as progress, one_thread():
+        made = run(plan, alive, rule.delta, rule.clipped, progress)
+    if as_json:
+        click.echo(json.dumps(made.to_dict(), indent=2))
+        return
+    print_table(f"Solver families on {made.task}, {sequences} sequences", COLUMNS, made.rows())
+    for name, why in made.skipped.items():
+        click.echo(f"left out: {name} ({why})")
+
+
+@app.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/reproduction"))
 @seed_option
@@ -222,6 +277,36 @@ def train(recipe: str, out: Path | None) -> None:
     with training(f"training {recipe}") as progress:
         folder = run(found, out or Path("checkpoints") / recipe, progress)
     click.echo(f"Checkpoint: {folder}")
+
+
+@app.command()
+@click.option("--models", default=200, show_default=True, help="How many models to draw.")
+@seed_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/validation"))
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Set the thresholds, on families that are not reported on, instead of grading.",
+)
+@workers_option
+def validate(models: int, seed: int, out: Path, calibrate: bool, workers: int) -> None:
+    """Grades the verdicts, blind, on models whose algorithm is known."""
+    from probe.progress import reporting
+    from probe.validation import calibration
+    from probe.validation.report import percent, sentence, write_report
+    from probe.validation.run import validate as run
+
+    if models < 1:
+        raise InputError(f"--models {models}: at least one is needed")
+    with reporting(f"{'calibrating' if calibrate else 'validating'} on {models}") as progress:
+        if calibrate:
+            thresholds, accuracy = calibration.calibrate(models, seed, progress, workers)
+            click.echo(f"Thresholds: {calibration.write(thresholds)}")
+            click.echo(f"Classes right on the models that set them: {percent(accuracy)}")
+            return
+        graded = run(models, seed, progress, workers)
+    click.echo(f"Report: {write_report(graded, out)}")
+    click.echo(sentence(graded))
 
 
 @app.command("list")

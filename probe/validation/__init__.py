@@ -1,0 +1,1 @@
+"""The detector graded blind, on models whose algorithm is known."""
