@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from probe import __version__, nudge, reference, verdict
+from probe import __version__, discrimination, nudge, reference, verdict
 from probe.analysis import Setting, find_analyses
-from probe.capture import capture
+from probe.capture import capture, misplaced
+from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
-from probe.findings import Finding, Reference, Report
+from probe.findings import Finding, Instrument, Reference, Report
 from probe.pilot import scout
 from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
+from probe.rule import Thresholds
 from probe.scores import Reading, read
 from probe.sweep import PILOT, Plan, Results, Stage, Sweep
 from probe.tasks.base import label
@@ -23,6 +25,7 @@ from probe.threads import one_thread
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
 Progress = Callable[[int, int], None]
+SITES_SEQUENCES, SITES_TOLERANCE = 64, 1e-3  # float32 streams, of up to dozens of blocks
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Request:
         plan: The data.
         only: Names of the analyses to run; empty for all.
         published: Whether to measure by the published protocol too.
+        discriminate: Whether to try the families that are left open under inputs that part them.
     """
 
     subject: Subject
     plan: Plan
     only: tuple[str, ...] = ()
     published: bool = False
+    discriminate: bool = False
 
 
 def analyze(request: Request, progress: Progress = lambda done, total: None) -> Report:
@@ -59,17 +64,20 @@ def _analyze(request: Request, progress: Progress) -> Report:
     analyses = find_analyses(request.only)
     setting = scout(plan, len(subject.model.blocks))
     beside = reference.ReferenceStage(setting.ridge)
-    wanted: list[Stage] = [*response_stages(setting), beside]
+    wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
     wanted += [stage for a in analyses for stage in a.stages(setting)]
     results, clipped = _measure(request, setting, wanted, progress)
     findings = {a.name: a.conclude(setting, results) for a in analyses}
     if request.published:
         beside_ours = protocol.published_protocol(subject.model, plan.task, plan.seed)
         findings[beside_ours.analysis] = beside_ours
+    if request.discriminate:
+        apart = discrimination.discriminate(subject.model, plan, setting, results)
+        findings[apart.analysis] = apart
     return Report(
         subject=_describe_subject(subject),
         task=_describe_task(plan, clipped),
-        verdict=_judge(setting, results, findings, clipped),
+        verdict=_judge(setting, results, findings, clipped, _check_sites(subject, plan)),
         reference=reference.conclude(results[beside, SUBJECT]),
         findings=tuple(findings.values()),
         run=_describe_run(plan, time.time() - started),
@@ -102,6 +110,14 @@ def _check_fit(subject: Subject, plan: Plan) -> None:
     output = subject.model(plan.draw(PILOT, 0, 2).tokens)
     if not bool(output.isfinite().all()):
         raise InputError(f"{subject.name}: the model's predictions are not finite")
+
+
+def _check_sites(subject: Subject, plan: Plan) -> Instrument:
+    """The captured streams must lead on to the model's output; a wrong hook site does not."""
+    seen = capture(subject.model, plan.draw(PILOT, 0, SITES_SEQUENCES).tokens, plan.batch_size)
+    error = misplaced(seen)
+    reads = "the output" if error < SITES_TOLERANCE else f"an output off by {error:.2g} of its rms"
+    return Instrument("streams at the hook sites", "the output", reads, error < SITES_TOLERANCE)
 
 
 def _measure(
@@ -140,20 +156,22 @@ def _judge(
     results: Results,
     findings: Mapping[str, Finding],
     clipped: Mapping[str, float],
+    sites: Instrument,
 ) -> verdict.Verdict:
     stages = {view: stage for stage in response_stages(setting) for view in stage.views}
-    thresholds = verdict.Thresholds.load()
+    thresholds = Thresholds.load()
 
     def read_view(view: str) -> Reading:
         return read(stages[view], results[stages[view], view], OUTPUT, "judged")
 
     evidence = verdict.Evidence(
         reading=read_view(SUBJECT),
-        instruments=verdict.check_instruments(read_view, thresholds),
+        instruments=(sites, *verdict.check_instruments(read_view, thresholds)),
         nudge=_nudge(setting, results, clipped),
         findings=findings,
         layers=setting.layers,
         scope=f"task {setting.task.name}, in distribution, t = {label(setting.windows.judged)}",
+        parts=read_parts(results[change_point_stage(setting), SUBJECT]),
     )
     return verdict.judge(evidence, thresholds)
 
@@ -164,7 +182,7 @@ def _nudge(
     for stage in nudge.nudge_of(setting):
         alpha, fixed = stage.read(results)
         excess = clipped["nudged teacher"] - clipped["in distribution"]
-        return verdict.Nudge(alpha.value, fixed.value, nudge.is_single(setting.task), excess)
+        return verdict.Nudge(alpha.value, fixed.value, nudge.known_teachers(setting.task), excess)
     return None
 
 

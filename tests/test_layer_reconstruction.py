@@ -8,7 +8,7 @@ from probe.analysis import Setting
 from probe.capture import Capture, capture
 from probe.sampling import generator_for, normal
 from probe.sweep import Context, Plan, Sweep
-from probe.tasks.base import find_task, windows
+from probe.tasks.base import find_task
 from probe.views import ANOTHER, SUBJECT, TWIN
 
 RIDGE = 0.01
@@ -37,7 +37,7 @@ def fabricated(added):
 
 
 def finding_of(*kinds, twin="random"):
-    setting = Setting(TASK, len(kinds), windows(10, 50), (1.0, 2.0), 2.0, 1.0, RIDGE)
+    setting = Setting(TASK, len(kinds), TASK.windows, (1.0, 2.0), 2.0, 1.0, RIDGE)
 
     def view(names, seen=lambda context: context):
         def make(context, captures):

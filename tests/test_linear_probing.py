@@ -9,11 +9,12 @@ from probe.capture import Capture, capture
 from probe.sampling import generator_for, normal
 from probe.statistics import Interval
 from probe.sweep import Plan, Sweep
-from probe.tasks.base import find_task, windows
+from probe.tasks.base import find_task
 from probe.views import ANOTHER, SUBJECT, SWAPPED, TWIN
 
 TASK = find_task("linear")
-SETTING = Setting(TASK, 1, windows(10, 50), (1.0, 2.0), 2.0, 1.0, 0.01)
+PARTIAL = find_task("partial")
+SETTING = Setting(TASK, 1, TASK.windows, (1.0, 2.0), 2.0, 1.0, 0.01)
 
 
 def stream(kind, context):
@@ -107,7 +108,7 @@ def test_wide_cross_moments_are_left_out():
         {t.name for t in LinearProbing().stages(setting)[0].targets}
         for setting in (
             SETTING,
-            Setting(find_task("partial"), 1, windows(25, 50), (1.0, 2.0), 2.0, 1.0, 0.01),
+            Setting(PARTIAL, 1, PARTIAL.windows, (1.0, 2.0), 2.0, 1.0, 0.01),
         )
     )
     assert CROSS in narrow and CROSS in wide  # 10 x 10 and 5 x 25 channels

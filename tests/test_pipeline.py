@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probe.checkpoints.base import load
+from probe.checkpoints.base import Subject, load
 from probe.checkpoints.native import write_native
 from probe.errors import InputError
+from probe.findings import Report
+from probe.models.transformer import SequenceTransformer
 from probe.pipeline import Request, analyze, compare_with_mesa
+from probe.planted.base import families_planted
+from probe.sampling import generator_for
 from probe.sweep import Plan
+from probe.tasks.base import Task, find_task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.teachers import Fixed
 
@@ -38,6 +43,7 @@ def test_a_report_names_its_subject_and_its_data(report, subject, small_task) ->
     assert set(clipped) == {"in distribution", "nudged teacher"}
     assert [finding.analysis for finding in found.findings] == ["behaviour", "teacher_nudge"]
     assert [check.name for check in found.verdict.instruments] == [
+        "streams at the hook sites",
         "planted mesa-layer",
         "twin with permuted weights",
         "moments of another sequence",
@@ -80,3 +86,26 @@ def test_another_seed_gives_other_data_and_another_twin(report, subject, small_t
     assert other.reference != found.reference
     assert other.findings[0].controls["loss"] != found.findings[0].controls["loss"]
     assert other.subject == found.subject
+
+
+def test_a_wrong_hook_site_takes_the_verdict_away() -> None:
+    """A planted model whose stream is read one block late: the instruments misread."""
+    planted = families_planted()["gradient_descent"]
+    generator = generator_for(2, 1)
+    while True:
+        drawn = planted.draw(find_task("linear-narrow-constructed"), generator)
+        if len(drawn.model.blocks) == 3:
+            break
+    right = _analysed(drawn.model, drawn.task)
+    assert right.verdict.instruments_ok and right.verdict.algorithm_class == "first_order"
+    sites = drawn.model.layer_sites()
+    drawn.model.layer_sites = lambda: (sites[0], sites[2], sites[2], sites[3])
+    wrong = _analysed(drawn.model, drawn.task)
+    assert not wrong.verdict.instruments_ok
+    assert wrong.verdict.algorithm_class == "inconclusive" and wrong.verdict.evidence_level == 0
+    assert "misread" in wrong.verdict.statement and "hook sites" in wrong.verdict.statement
+
+
+def _analysed(model: SequenceTransformer, task: Task) -> Report:
+    subject = Subject("planted", "native", model, task.name, "0" * 64, ())
+    return analyze(Request(subject, Plan(task, 512, 0, workers=1), only=("behaviour",)))

@@ -1,5 +1,6 @@
 """The published checkpoints, where their folder is at hand, are judged as their design demands."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from probe.checkpoints.base import load
 from probe.pipeline import Request, analyze
 from probe.sweep import Plan
 from probe.tasks.base import find_task
+from probe.views import permuted_twin
 
 FOLDER = "linear_seq_fully"
 MODELS = [
@@ -45,3 +47,27 @@ def test_published_models_are_judged(paper_data: Path, file, preset, expected, d
         assert "gradient_descent" not in verdict.equivalent
     if preset == "linear-6l":
         assert "newton" in verdict.equivalent
+
+
+CAUSAL = ("layer_reconstruction", "linear_probing", "update_law", "interchange", "pair_edits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "preset"), [(file, preset) for file, preset, *_ in (MODELS[0], MODELS[2], MODELS[3])]
+)
+def test_published_models_reach_level_3_and_their_twins_none(
+    paper_data: Path, file: str, preset: str
+) -> None:
+    subject = load(paper_data / FOLDER / file, f"von-oswald-2023/{preset}")
+    plan = Plan(find_task(subject.task or ""), 2048, 1)
+    report = analyze(Request(subject, plan, (*CAUSAL, "ablation", "signatures")))
+    assert report.verdict.evidence_level == 3
+    if preset == "linear-6l":
+        found = {f.analysis: f for f in report.findings}["interchange"]
+        assert found.metrics["transfer_r2"].lo >= 0.85
+        assert found.metrics["above_controls"].lo > 0
+    twin = replace(subject, model=permuted_twin(subject.model, 5))
+    verdict = analyze(Request(twin, replace(plan, sequences=1024), CAUSAL)).verdict
+    assert verdict.evidence_level == 0
+    assert verdict.algorithm_class not in ("first_order", "least_squares")

@@ -120,9 +120,9 @@ def _published_losses(task: str, entries: int, wrong: float = 1.0) -> dict[str, 
 
     found, runs = find_task(task), []
     for seed in range(5):
-        sequences = measure.sample(found, 99, seed)
-        predicted = GradientStep(0.032).predict(found.problem(sequences), {})
-        loss = measure.loss_by_position(predicted, sequences)[:, 0] * wrong
+        problem = found.problem(measure.sample(found, 99, seed))
+        predicted = GradientStep(0.032).predict(problem, {})
+        loss = measure.loss_by_position(predicted, problem.targets)[:, 0] * wrong
         runs.append([float(value) for value in loss])
     return {"losses": [runs] * entries}
 

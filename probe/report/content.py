@@ -19,6 +19,12 @@ _ORDER = (
     "linear_probing",
     "layer_reconstruction",
     "update_law",
+    "interchange",
+    "pair_edits",
+    "ablation",
+    "signatures",
+    "objective",
+    "discrimination",
     "teacher_nudge",
 )
 _LONGEST_VIEW = 40
@@ -128,6 +134,8 @@ def verdict_facts(report: Report) -> list[tuple[str, str]]:
         ("Equivalent", names(verdict.equivalent)),
         ("Undecided", names(verdict.undecided)),
         ("Distance to the margin", f"{share(verdict.distance_to_margin)} of R²"),
+        ("Smallest difference seen", f"{share(verdict.minimum_detectable)} of R²"),
+        ("Confidence in the class", f"{verdict.confidence:.0%}"),
         ("Instruments", f"{sum(check.ok for check in checks)} of {len(checks)} read true"),
         ("Holds for", verdict.scope),
     ]

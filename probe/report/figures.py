@@ -75,7 +75,7 @@ def _(figure: IntervalChart) -> Canvas:
     canvas = Canvas(figsize=(_WIDTH, 0.24 * rows + 1.0), layout="constrained")
     plot = canvas.subplots()
     values, lo, hi = (array(numbers) for numbers in (figure.values, figure.lo, figure.hi))
-    left, right = _fences(values, lo, hi)
+    left, right = figure.limits or _fences(values, lo, hi)
     plot.set(xlim=(left, right), ylim=(rows - 0.4, -0.6), xlabel=figure.x_label)
     groups = figure.groups or ("",) * rows
     for row, group in enumerate(groups):

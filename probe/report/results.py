@@ -96,6 +96,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "instruments_ok": verdict.instruments_ok,
         "instruments": [_instrument(instrument) for instrument in verdict.instruments],
         "scope": verdict.scope,
+        "confidence": plain(verdict.confidence),
+        "minimum_detectable": plain(verdict.minimum_detectable),
     }
 
 

@@ -32,10 +32,10 @@ def sample(task: Task, seed: int, repetition: int) -> Sequences:
 
 
 def loss_by_position(
-    predictions: Float[Tensor, "batch time d_v"], sequences: Sequences
+    predictions: Float[Tensor, "batch time d_v"], targets: Float[Tensor, "batch time d_v"]
 ) -> Float[Tensor, "time 1"]:
     """L_t: half the mean squared norm of the error."""
-    error = predictions.double() - sequences.observations[:, 1:].double()
+    error = predictions.double() - targets.double()
     return error.square().sum(-1).mean(0)[:, None] / 2
 
 
@@ -58,12 +58,13 @@ class Prober:
     def measure(self, model: SequenceTransformer, sequences: Sequences) -> Measured:
         """One forward pass, then every quantity."""
         seen = capture(model, sequences.tokens, SEQUENCES)
-        found = {published.LOSS: loss_by_position(seen.output, sequences)}
+        following = self.task.problem(sequences).targets
+        found = {published.LOSS: loss_by_position(seen.output, following)}
         if self.quantities & {published.CURRENT, published.NEXT}:
-            found |= _plain_probes(seen.layers, sequences)
+            found |= _plain_probes(seen.layers, sequences.features, following)
         if self.quantities & {published.PRECONDITIONED, published.CONTROL}:
             target = self._preconditioned(sequences)
-            found |= _preconditioned_probes(seen.layers, sequences, target)
+            found |= _preconditioned_probes(seen.layers, following, target)
         if published.BINDING in self.quantities:
             found[published.BINDING] = _binding(seen.layers[BINDING_LAYER], sequences)
         return {name: value for name, value in found.items() if name in self.quantities}
@@ -85,22 +86,21 @@ def without_outliers(
     return norm - mean < OUTLIER * spread
 
 
-def _plain_probes(layers: Tensor, sequences: Sequences) -> Measured:
+def _plain_probes(layers: Tensor, current: Tensor, following: Tensor) -> Measured:
     cells = layers.transpose(1, 2)
     everyone = torch.ones(cells.shape[1:3], dtype=torch.bool)
     fitted = in_sample.fit(cells, everyone)
     return {
-        published.CURRENT: fitted.loss(sequences.features.transpose(0, 1)).mT,
-        published.NEXT: fitted.loss(sequences.observations[:, 1:].transpose(0, 1)).mT,
+        published.CURRENT: fitted.loss(current.transpose(0, 1)).mT,
+        published.NEXT: fitted.loss(following.transpose(0, 1)).mT,
     }
 
 
-def _preconditioned_probes(layers: Tensor, sequences: Sequences, target: Tensor) -> Measured:
+def _preconditioned_probes(layers: Tensor, following: Tensor, target: Tensor) -> Measured:
     """The probe for the target, and its control: does the target alone give the next token?"""
     targets = target.transpose(0, 1)
     kept = without_outliers(targets)
-    following = sequences.observations[:, 1:].transpose(0, 1)
-    control = in_sample.fit(targets.to(layers.dtype), kept).loss(following)
+    control = in_sample.fit(targets.to(layers.dtype), kept).loss(following.transpose(0, 1))
     return {
         published.PRECONDITIONED: in_sample.fit(layers.transpose(1, 2), kept).loss(targets).mT,
         published.CONTROL: control[:, None],

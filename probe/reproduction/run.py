@@ -183,9 +183,9 @@ def _solved(
     entry: Reference, recursions: Mapping[str, Recursion], seed: int, repetition: int
 ) -> Measured:
     task = find_task(entry.task)
-    sequences = measure.sample(task, seed, repetition)
-    predictions = entry.algorithm.predict(task.problem(sequences), recursions)
-    return {published.LOSS: measure.loss_by_position(predictions, sequences)}
+    problem = task.problem(measure.sample(task, seed, repetition))
+    predictions = entry.algorithm.predict(problem, recursions)
+    return {published.LOSS: measure.loss_by_position(predictions, problem.targets)}
 
 
 def _rows(run: Run, repetitions: list[Measured], skipped: list[Skipped]) -> Iterator[Row]:
