@@ -1,6 +1,6 @@
 """How well each solver explains a predictor, held out, with paired intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,15 @@ class Score:
     error: Float[Tensor, " blocks"]
 
 
+def simplest(scores: Sequence[Score]) -> Score:
+    """The first whose error on the fit split is within 0.002 of the best; the first is simplest.
+
+    A site that says nothing has errors of NaN: any member is as good as another.
+    """
+    limit = min(score.fit_error for score in scores) + SIMPLER
+    return next((score for score in scores if score.fit_error <= limit), scores[0])
+
+
 @dataclass(frozen=True)
 class Reading:
     """All scores at one site over one window of positions.
@@ -79,10 +88,7 @@ class Reading:
 
     def chosen(self, family: str) -> Score:
         """The simplest member whose error on the fit split is within 0.002 of the family's best."""
-        members = self.members(family)
-        limit = min(score.fit_error for score in members) + SIMPLER
-        # A site that says nothing has errors of NaN: any member is as good as another.
-        return next((score for score in members if score.fit_error <= limit), members[0])
+        return simplest(self.members(family))
 
     def names(self) -> list[str]:
         """The families that were scored here."""

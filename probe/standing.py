@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from probe.rule import RESPONSES, Thresholds, contenders
-from probe.scores import Reading, Score, nulls
+from probe.scores import Reading, Score, nulls, simplest
 from probe.statistics import against_margin, equivalence_p, holm, minimum_detectable
 
 
@@ -80,9 +80,9 @@ def power(reading: Reading, thresholds: Thresholds) -> Power:
     It bears on classes that rest on these two comparisons: first_order, least_squares, and
     inconclusive between them.
     """
-    best = _least_fit_error([s for s in reading.scores if s.family in RESPONSES])
-    converged, iterated = contenders(reading, thresholds)
-    deciding = [_least_fit_error(scores) for scores in (converged, iterated) if scores]
+    responses = [score for score in reading.scores if score.family in RESPONSES]
+    best = simplest(sorted(responses, key=lambda score: score.free))
+    deciding = [simplest(scores) for scores in contenders(reading, thresholds) if scores]
     places = _places(reading, deciding, best, thresholds)
     hidden = {
         score.family: minimum_detectable(score.error - best.error, reading.energy)
@@ -94,6 +94,3 @@ def power(reading: Reading, thresholds: Thresholds) -> Power:
         enough=all(difference <= thresholds.delta for difference in undecided),
     )
 
-
-def _least_fit_error(scores: list[Score]) -> Score:
-    return min(scores, key=lambda score: score.fit_error)
