@@ -93,4 +93,3 @@ def power(reading: Reading, thresholds: Thresholds) -> Power:
         max(undecided or hidden.values()),
         enough=all(difference <= thresholds.delta for difference in undecided),
     )
-

@@ -136,9 +136,10 @@ def _error_of_mean(residual: Tensor, energy: Tensor) -> float:
 def minimum_detectable(total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"]) -> float:
     """The ratio that a two-sided paired t-test at 5 % tells from zero with power 80 %.
 
-    As in that test, what lies far out is drawn in to the fences first.
+    As in that test, what lies far out is drawn in to the fences first; a block of the middle
+    stands for the ratio, which one that is far out would carry along.
     """
-    residual = total - total.sum() / energy.sum() * energy
+    residual = total - (total / energy).median() * energy
     low, high = fences(residual)
     return detectable_in_errors(len(total)) * _error_of_mean(residual.clamp(low, high), energy)
 

@@ -16,7 +16,7 @@ from probe.planted.lookup import Recognised
 from probe.planted.mixture import Switched
 from probe.planted.momentum import HeavyBall
 from probe.planted.ridge import LeastSquares
-from probe.planted.scales import scales_of
+from probe.planted.scales import SAMPLE, scales_of
 from probe.planted.slots import SHUT, Hidden, Layer, Slots, assemble, gated, linear
 from probe.problem import prefix_moments
 from probe.sampling import generator_for, normal
@@ -88,7 +88,7 @@ def test_other_constants_are_another_algorithm(family: str, task: str) -> None:
 
 @pytest.mark.parametrize("family", [*LEARNERS, *OTHERS])
 def test_the_same_generator_draws_the_same_model(family: str) -> None:
-    one, again, other = (draw(family, SMALL, seed) for seed in (3, 3, 4))
+    one, again, other = (draw(family, SMALL, seed) for seed in (3, 3, 5))
     assert one.name == again.name and one.truth == again.truth
     pairs = zip(one.model.parameters(), again.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -209,7 +209,7 @@ def test_the_state_is_the_residual_that_later_layers_work_on(family: str, task: 
 
 def test_steps_keep_the_range_of_the_task() -> None:
     scales = scales_of(SMALL, generator_for(5))
-    problem = SMALL.problem(SMALL.sample(256, generator_for(5)))
+    problem = SMALL.problem(SMALL.sample(SAMPLE, generator_for(5)))
     mu = torch.linalg.eigvalsh(prefix_moments(problem).gram[:, -1])
     assert scales.top == pytest.approx(float(mu[:, -1].quantile(0.99)))
     assert scales.low == pytest.approx(float(mu[:, 0].median()))

@@ -145,6 +145,18 @@ def test_a_test_at_the_margin_errs_at_its_level() -> None:
     assert equivalent / repetitions < 0.065 and beyond / repetitions > 0.2
 
 
+def test_a_rare_divergence_does_not_hide_its_own_excess() -> None:
+    total, energy = drawn(3, 0.3)
+    diverging = total.clone()
+    diverging[5] = 1e4
+    assert against_margin(total, energy, 0.1).above < 1e-3
+    assert against_margin(diverging, energy, 0.1).above < 1e-3
+    gap = (diverging - 0.1 * energy).numpy()  # control: the plain test
+    assert stats.ttest_1samp(gap, 0, alternative="greater").pvalue > 0.1
+    assert equivalence_p(diverging, energy, 0.5) > 0.5  # nor is it called small
+    assert minimum_detectable(diverging, energy) < 2 * minimum_detectable(total, energy)
+
+
 def test_without_spread_the_sign_decides_and_without_numbers_nothing() -> None:
     ones = torch.ones(BLOCKS, dtype=torch.float64)
     assert against_margin(0.02 * ones, ones, 0.01) == MarginTest(below=1.0, above=0.0)

@@ -13,6 +13,7 @@ from probe.cli import app
 from probe.findings import Verdict
 from probe.planted.base import Truth, families_planted
 from probe.planted.descent import Filtered, Steps, plant_descent
+from probe.planted.disguises.base import blurred
 from probe.planted.trained import FOLDER, LEARNERS, OTHERS
 from probe.rule import Thresholds
 from probe.sampling import generator_for
@@ -58,6 +59,17 @@ def test_rates_count_what_they_say() -> None:
     assert summary.by_disguise["plain"].count == 3
     assert summary.confusion.loc["kernel", "first_order"] == 1
     assert [g.false_positive for g in worst(found)] == [True, False, False]
+
+
+def test_a_blurred_step_may_be_preconditioned() -> None:
+    def covered(truth: Truth) -> bool:
+        case = graded("first_order", "first_order")
+        verdict = replace(case.verdict, equivalent=("preconditioned_gd",))
+        return replace(case, label=replace(case.label, truth=truth), verdict=verdict).covered
+
+    step = Truth("first_order", "gradient_descent", 1)
+    assert covered(blurred(step)) and not covered(step)
+    assert not covered(blurred(replace(step, degree=2)))
 
 
 def test_the_interval_of_a_rate_is_exact() -> None:

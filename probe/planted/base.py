@@ -27,12 +27,14 @@ class Truth:
         family: Family in the words of the report.
         degree: Number of steps of a first-order iteration; None for all others.
         also: Classes that are as right, where the model runs no algorithm to be named.
+        blurred: Families that hold the algorithm since its weights were changed a little.
     """
 
     algorithm_class: str
     family: str
     degree: int | None
     also: tuple[str, ...] = ()
+    blurred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

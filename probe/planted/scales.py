@@ -8,7 +8,7 @@ import torch
 from probe.sampling import uniform
 from probe.tasks.base import Task
 
-SAMPLE = 256
+SAMPLE = 2048  # a step must suit the rarest eigenvalue that a run is likely to meet
 
 
 @dataclass(frozen=True)

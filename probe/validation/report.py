@@ -90,6 +90,7 @@ def _model(graded: Graded) -> dict[str, object]:
             "family": label.truth.family,
             "degree": label.truth.degree,
             "also": list(label.truth.also),
+            "blurred": list(label.truth.blurred),
         },
         "disguise": list(label.disguises),
         "redrawn": label.redrawn,

@@ -48,9 +48,10 @@ class Graded:
 
     @property
     def covered(self) -> bool:
-        """Whether the planted family was not rejected."""
-        family = self.label.truth.family
-        return family in (*self.verdict.equivalent, *self.verdict.undecided)
+        """Whether the planted family, or one that holds it since it was blurred, stands."""
+        truth = self.label.truth
+        open_ = {*self.verdict.equivalent, *self.verdict.undecided}
+        return not open_.isdisjoint((truth.family, *truth.blurred))
 
     @property
     def disguises(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a disguise is, and how far the label of a disguised model still holds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from torch import Tensor
 from probe import registry
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.planted import disguises as all_disguises
-from probe.planted.base import Planted
+from probe.planted.base import Planted, Truth
 from probe.sweep import Context
 
 SAMPLE = 256
@@ -43,6 +43,14 @@ def is_linear_in_stream(planted: Planted) -> bool:
     config = planted.model.config
     free = all(block.clip is None for block in config.blocks)
     return config.projected and not config.masked and free
+
+
+def blurred(truth: Truth) -> Truth:
+    """What is true of weights that were moved a little.
+
+    A single gradient step then has a preconditioner, W_Q W_K^T near a multiple of the identity.
+    """
+    return replace(truth, blurred=("preconditioned_gd",)) if truth.degree == 1 else truth
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from probe.models.training import sequence_loss
 from probe.models.transformer import SequenceTransformer
 from probe.planted.base import Planted
-from probe.planted.disguises.base import Label
+from probe.planted.disguises.base import Label, blurred
 from probe.threads import one_thread
 
 LARGEST_SIZE = 0.5  # of a matrix, for its rate: what shuts gates would drown all else
@@ -45,7 +45,13 @@ class FineTuned:
         """Trains on fresh sequences; no step stays that breaks the label."""
         with one_thread():
             model = self._train(planted, generator)
-        return replace(planted, model=model, disguises=(*planted.disguises, self.name), exact=False)
+        return replace(
+            planted,
+            model=model,
+            truth=blurred(planted.truth),
+            disguises=(*planted.disguises, self.name),
+            exact=False,
+        )
 
     def _train(self, planted: Planted, generator: torch.Generator) -> SequenceTransformer:
         model, label = deepcopy(planted.model), Label.of(planted, generator)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probe.planted.base import Planted
-from probe.planted.disguises.base import output_of, rebuilt
+from probe.planted.disguises.base import blurred, output_of, rebuilt
 from probe.sampling import normal
 
 TRIED, FACTOR, LEAPS, HALVINGS = 1e-3, 4, 20, 7  # sizes are shares of the rms of a matrix
@@ -49,7 +49,12 @@ class WeightNoise:
         level = (1 + self.share) * loss(planted)
         sign = 1 if not loss(moved(TRIED)) < loss(moved(-TRIED)) else -1
         size = sign * _crossing(lambda size: loss(moved(sign * size)), level)
-        return replace(moved(size), disguises=(*planted.disguises, self.name), exact=False)
+        return replace(
+            moved(size),
+            truth=blurred(planted.truth),
+            disguises=(*planted.disguises, self.name),
+            exact=False,
+        )
 
 
 def _like(matrix: Tensor, generator: torch.Generator) -> Tensor:
