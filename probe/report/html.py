@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 import probe
 from probe.findings import Report
 from probe.report import content, palette, svg
+from probe.report.templates import environment
 from probe.report.text import words
 from probe.report.typeset import typeset
 
@@ -45,13 +46,7 @@ def _unbroken(value: object) -> object:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_unbroken,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["words"] = words
-    return environment.get_template("report.html.jinja")
+    templates = environment(_HERE)
+    templates.finalize = _unbroken
+    templates.filters["words"] = words
+    return templates.get_template("report.html.jinja")

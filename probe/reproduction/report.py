@@ -5,12 +5,13 @@ import math
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 import probe
 from probe.files import write_atomically
 from probe.report import palette, svg
+from probe.report.templates import environment
 from probe.reproduction import figures
 from probe.reproduction.records import Reproduction
 
@@ -72,12 +73,6 @@ def _number(value: float) -> str:
 
 @cache
 def _template(name: str) -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "number": _number}
-    return environment.get_template(name)
+    templates = environment(_HERE)
+    templates.filters |= {"percent": _percent, "number": _number}
+    return templates.get_template(name)

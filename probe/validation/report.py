@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 import probe
@@ -15,6 +15,7 @@ from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Series
 from probe.report import palette, svg
 from probe.report.figures import render
 from probe.report.results import plain
+from probe.report.templates import environment
 from probe.validation.run import Validation
 from probe.validation.summary import Graded, Rate, worst
 
@@ -205,12 +206,6 @@ def _words(name: object) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "words": _words, "interval": interval}
-    return environment.get_template("validation.html.jinja")
+    templates = environment(_HERE)
+    templates.filters |= {"percent": percent, "words": _words, "interval": interval}
+    return templates.get_template("validation.html.jinja")
