@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from probe.analysis import Setting
-from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage, Learned
+from probe.causal.interchange_stage import (
+    EDITS,
+    SWAPS,
+    InterchangeStage,
+    Learned,
+    known_states,
+)
 from probe.causal.transfer import GAP, Transfer, fit_response, loss_after, score
 from probe.findings import Finding, IntervalChart, LineChart, Metric, Outcome, Series, Table
 from probe.rule import Thresholds
@@ -50,7 +56,7 @@ class Interchange:
                 setting.layers,
                 (first + third, first + 2 * third),
                 setting.knots,
-                setting.mu_top,
+                known_states(setting.knots, setting.mu_top),
                 min(1.0, FIT_SEQUENCES / half),
                 min(1.0, TEST_SEQUENCES / half),
             ),

@@ -128,14 +128,17 @@ class Parts:
     @property
     def gain(self) -> Interval:
         """R^2 of two algorithms minus R^2 of one, paired by block."""
-        one, energy = _best(self.whole).error, self.whole.energy
-        two = _best(self.before).error + _best(self.after).error
-        return bootstrap_interval(lambda weights: (weights @ (one - two)) / (weights @ energy))
+        gained, energy = _best(self.whole).error - self._left, self.whole.energy
+        return bootstrap_interval(lambda weights: (weights @ gained) / (weights @ energy))
 
     @property
-    def least(self) -> float:
-        """R^2 of the worse of the two parts."""
-        return min(part.value(_best(part)) for part in (self.before, self.after))
+    def explained(self) -> float:
+        """R^2 of the two algorithms together; a part that says little need not be explained."""
+        return 1 - float(self._left.sum() / self.whole.energy.sum())
+
+    @property
+    def _left(self) -> Float[Tensor, " blocks"]:
+        return _best(self.before).error + _best(self.after).error
 
 
 def _best(reading: Reading) -> Score:

@@ -170,8 +170,8 @@ def _class_by_nudge(nudge: Nudge | None, thresholds: Thresholds) -> Class | None
 
 
 def _mixture(parts: Parts | None, thresholds: Thresholds) -> Class | None:
-    """Two algorithms by position: each explains its part, and no single one does for both."""
-    if parts is None or parts.least < thresholds.explained:
+    """Two algorithms by position: together they explain what no single one does."""
+    if parts is None or parts.explained < thresholds.explained:
         return None
     distance = parts.gain.lo - thresholds.mixture
     return Class("mixture", None, distance) if distance > 0 else None

@@ -7,7 +7,6 @@ what the edits should do and what they did.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -68,6 +67,19 @@ class GradientResidual:
 
     def __str__(self) -> str:
         return f"the residual of {self.steps} gradient steps of size {self.constant:.2g}"
+
+
+def known_states(knots: tuple[float, ...], mu_top: float) -> tuple[SolverState, ...]:
+    """Ridge over the range of the eigenvalues, and a few gradient steps.
+
+    Args:
+        knots: Knots of the response.
+        mu_top: The 99 % quantile of the eigenvalues.
+    """
+    low, high = (math.log10(knots[i]) for i in (STRIDE - 1, -1))
+    ridges = torch.logspace(low, high, RIDGES, dtype=torch.float64).tolist()
+    steps = [GradientResidual(size / mu_top, steps) for steps in STEPS for size in SIZES]
+    return (*(RidgeResidual(ridge) for ridge in ridges), *steps)
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ class InterchangeStage:
         layers: Number of blocks.
         positions: Where.
         knots: Knots of T.
-        mu_top: The 99 % quantile of the eigenvalues.
+        candidates: The states that are looked for.
         fit_share: Share of the fit split that is looked at.
         test_share: Share of the test split.
     """
@@ -162,19 +174,11 @@ class InterchangeStage:
     layers: int
     positions: tuple[int, ...]
     knots: tuple[float, ...]
-    mu_top: float
+    candidates: tuple[SolverState, ...]
     fit_share: float
     test_share: float
     views: tuple[str, ...] = (SUBJECT, TWIN)
     folds: int = 1
-
-    @cached_property
-    def candidates(self) -> tuple[SolverState, ...]:
-        """Ridge over the range of the eigenvalues, and a few gradient steps."""
-        low, high = (math.log10(self.knots[i]) for i in (STRIDE - 1, -1))
-        ridges = torch.logspace(low, high, RIDGES, dtype=torch.float64).tolist()
-        steps = [GradientResidual(size / self.mu_top, steps) for steps in STEPS for size in SIZES]
-        return (*(RidgeResidual(ridge) for ridge in ridges), *steps)
 
     def fit(self, batch: Batch) -> Sums:
         """Products of the stream with the quantities beside it, by position and layer."""
