@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from planted_states import expected_change, slope_and_share
 
 from analyses.ablation import Ablation, _Removed
-from analyses.pair_edits import EDITS, PairEdits, _Edits
+from analyses.pair_edits import EDITS, PairEdits, _Edits, _swapped_at
 from probe.analysis import Analysis
 from probe.capture import capture
 from probe.findings import Finding
@@ -13,7 +14,7 @@ from probe.planted.base import Planted, families_planted
 from probe.planted.descent import plant_descent
 from probe.planted.disguises.base import disguises
 from probe.sampling import generator_for
-from probe.sweep import Plan, Results, Sweep
+from probe.sweep import Context, Plan, Results, Sweep
 from probe.tasks.base import find_task
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
@@ -48,6 +49,27 @@ def test_a_planted_mesa_layer_follows_its_edits(task: str, hidden_by: tuple[str,
         assert edits.r2(edit).lo > 0.98
         assert edits.control(edit).hi < 0.7  # a change that was not made explains less
     assert all(finding.controls[f"permuted_twin_{edit}_r2"].value < 0.2 for edit in EDITS)
+
+
+@pytest.mark.parametrize(
+    ("task", "hidden_by"), [(CONSTRUCTED, ()), (RAW, ("distractors", "change_of_basis"))]
+)
+def test_a_swapped_query_moves_a_mesa_layer_as_planted(task: str, hidden_by: tuple[str, ...]):
+    planted = draw("ridge", task, *hidden_by)
+    sequences = planted.task.sample(256, generator_for(9))
+    context = Context(sequences, planted.task.problem(sequences))
+    t, last = 12, len(planted.model.blocks) - 1
+    seen = capture(planted.model, sequences.tokens, 256)
+    edit = {f"blocks.{last}.attn.hook_q": _swapped_at(t)}
+    moved = (seen.runner.run(sequences.tokens, edit) - seen.output)[:, t].double()
+    query = context.problem.queries[:, t].double()
+    state = planted.states[-1]
+    slope, share = slope_and_share(
+        moved, expected_change(context, t, state, query.roll(1, 0) - query)
+    )
+    assert slope == pytest.approx(1, abs=0.01) and share > 0.99
+    wrong = expected_change(context, t, state, query - query.roll(1, 0))  # control
+    assert slope_and_share(moved, wrong)[0] < 0
 
 
 def test_a_context_free_map_follows_no_pairs() -> None:
