@@ -28,6 +28,7 @@ from probe.views import SUBJECT
 FIT_SEQUENCES, TEST_SEQUENCES = 512, 512
 LAWFUL = 0.98  # R^2 of a read-out explained by a gradient step on the one below
 EXPLAINED = 0.95
+SILENT = 1e-4  # share of the output's energy: rounding, in a read-out before the first step
 SMALL = 0.01  # of a step that would solve the largest direction at once
 
 
@@ -118,6 +119,7 @@ class Steps:
 def _steps(gram: Tensor, cross: Tensor, energy: Tensor, mu: Tensor) -> Steps:
     """Fits w' = w + eta mu (1 - w) from layer to layer, starting at w = 0."""
     etas, lawful = [], []
+    audible = SILENT * energy[-1].clamp(min=torch.finfo(energy.dtype).tiny)
     before = torch.zeros_like(mu)
     for target, squares in zip(cross.unbind(1), energy, strict=True):
         slope = mu * (1 - before)
@@ -125,7 +127,7 @@ def _steps(gram: Tensor, cross: Tensor, energy: Tensor, mu: Tensor) -> Steps:
         before = before + eta * slope
         left = squares - 2 * before @ target + before @ gram @ before
         etas.append(eta)
-        lawful.append(1 - left / squares.clamp(min=torch.finfo(squares.dtype).tiny))
+        lawful.append(1 - left / squares.clamp(min=audible))
     factors = 1 - torch.stack(etas)[:, None] * mu
     without = [1 - torch.cat([factors[:i], factors[i + 1 :]]).prod(0) for i in range(len(etas))]
     return Steps(torch.stack(etas), torch.stack(lawful), 1 - factors.prod(0), torch.stack(without))
