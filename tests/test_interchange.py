@@ -163,6 +163,20 @@ def test_a_pattern_writes_one_part_and_no_other() -> None:
     assert not torch.allclose(row_space, basis[:2], atol=0.1)
 
 
+def test_what_goes_beyond_is_not_readable_from_what_is_held() -> None:
+    generator = generator_for(7)
+    stream = normal(generator, 2000, 4) @ normal(generator, 4, 4)
+    none = torch.zeros(4, 0, dtype=torch.float64)
+    products = Products(stream.mT @ stream, stream.mT @ stream[:, :0], none.mT @ none)
+    eye = torch.eye(4, dtype=torch.float64)
+    reads, held = eye[:, :2], eye[:, 2:3]
+    beyond = stream @ products.beyond(reads, held)
+    size = float(beyond.norm() * (stream @ held).norm())
+    assert float((beyond.mT @ (stream @ held)).abs().max()) < 1e-4 * size
+    plain = (stream @ reads).mT @ (stream @ held)  # control
+    assert float(plain.abs().max()) > 1e-2 * size
+
+
 def test_a_place_of_pairs_is_that_of_the_context() -> None:
     task = find_task(TASK)
     sequences = task.sample(8, generator_for(2))

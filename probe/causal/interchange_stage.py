@@ -306,8 +306,8 @@ def _plan(total: Sums, held: Held, layer: int, place: int, state: slice) -> Plan
     both = torch.cat([reads, readout], 1)
     swaps = {
         "state": Edit(reads, pattern(here, reads, readout, held.fixed)),
-        "query": Edit(query, pattern(here, query, both, held.without_query)),
-        "prediction": Edit(output, pattern(here, output, reads, held.fixed)),
+        "query": Edit(here.beyond(query, both), pattern(here, query, both, held.without_query)),
+        "prediction": Edit(here.beyond(output, reads), pattern(here, output, reads, held.fixed)),
         "random": Edit(noise, pattern(here, noise, noise[:, :0], [0])),
     }
     next_reads = _products(total, place, layer + 1).probe(state)

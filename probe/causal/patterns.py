@@ -34,6 +34,17 @@ class Products:
         """The linear probe of some of the quantities."""
         return ridge_solve(self.hh, self.hv[:, wanted])
 
+    def beyond(
+        self, reads: Float[Tensor, "d_model width"], held_reads: Float[Tensor, "d_model held"]
+    ) -> Float[Tensor, "d_model width"]:
+        """Reads what of h @ reads does not follow from h @ held_reads.
+
+        To swap all of a quantity while one that nearly determines it is held would leave the
+        range in which the stream varies.
+        """
+        inside = held_reads.mT @ self.hh
+        return reads - held_reads @ ridge_solve(inside @ held_reads, inside @ reads)
+
     def decodability(self, wanted: slice) -> float:
         """In-sample R^2 of that probe, uncentred."""
         weights, energy = self.probe(wanted), self.vv[wanted, wanted].trace()

@@ -95,7 +95,7 @@ class Transfer:
     Attributes:
         moved: Summed squares of the output's change.
         unexplained: What the context and the direct term together leave of it.
-        without_context: What the direct term alone leaves.
+        without_context: What the direct term alone leaves, or all if that term is worse.
         energy: Summed squares of the output before the edit.
     """
 
@@ -125,12 +125,14 @@ class Transfer:
         return float(self.moved.sum() / self.energy.sum())
 
     def above(self, control: "Transfer") -> Interval:
-        """Share through the context minus the control's, paired by block."""
-        ours, theirs = (t.without_context - t.unexplained for t in (self, control))
+        """Share through the context minus the control's, paired by block.
+
+        A control whose T fails on the other half explains nothing, not less.
+        """
         return bootstrap_interval(
             lambda weights: (
-                (weights @ ours) / (weights @ self.moved)
-                - (weights @ theirs) / (weights @ control.moved)
+                (weights @ self.gain) / (weights @ self.moved)
+                - ((weights @ control.gain) / (weights @ control.moved)).clamp(min=0)
             )
         )
 
@@ -172,13 +174,12 @@ def score(
         response: T from another edit of the same layer; None: fitted to this one.
     """
     found = response or fit_response(gram)
+    moved = gram[:, MOVED, MOVED]
     direct = torch.stack([_solve_direct(gram[half::2].sum(0)) for half in (0, 1)])
-    return Transfer(
-        gram[:, MOVED, MOVED],
-        _error(gram, found.halves),
-        _error(gram, direct),
-        energy,
-    )
+    alone = _error(gram, direct)
+    if alone.sum() > moved.sum():  # fitted to the other half it may be worse than no term at all
+        alone = moved
+    return Transfer(moved, _error(gram, found.halves), alone, energy)
 
 
 def loss_after(
