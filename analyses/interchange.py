@@ -7,7 +7,8 @@ C_t T(G_t) dz, with one curve T for all sequences (fitted on half of the pairs, 
 half). z is read by a linear probe and written along its pattern, with the query, the token before
 and the layer's own prediction held fixed. Of all such states that one is taken whose probe gains
 most likelihood over layer 0.
-Controls: the raw query and the prediction, each with the state held; random directions; the twin.
+Controls: the raw query and the prediction, each as far as it goes beyond the state, which is held;
+random directions; the twin.
 Test statistic: share of the output's change explained through the context, beyond a direct
 term; rows with an effect under 2 % of the output are not scored. T then predicts two other edits:
 the next layer's state written into this one, and the state erased (LEACE, Belrose et al. 2023).

@@ -135,7 +135,7 @@ def verdict_facts(report: Report) -> list[tuple[str, str]]:
         ("Undecided", names(verdict.undecided)),
         ("Distance to the margin", f"{share(verdict.distance_to_margin)} of R²"),
         ("Smallest difference seen", f"{share(verdict.minimum_detectable)} of R²"),
-        ("Confidence in the class", f"{verdict.confidence:.0%}"),
+        ("Confidence in the class", f"{verdict.confidence:.1%}"),
         ("Instruments", f"{sum(check.ok for check in checks)} of {len(checks)} read true"),
         ("Holds for", verdict.scope),
     ]

@@ -77,9 +77,10 @@ def choose_strokes(series: Sequence[Series]) -> dict[str, Stroke]:
     for at, label in enumerate(by_role["theory"]):
         dashes = _THEORY_DASHES[at % len(_THEORY_DASHES)]
         strokes.setdefault(label, Stroke(palette.THEORY.light, 1.2, dashes, order=3))
+    longer = {line.label for line in series if len(line.x) > 1}
     for at, label in enumerate(by_role["control"]):
         dashes = (1.0, 1.6 + 1.2 * at)
-        marker = _MARKERS[-1 - at % len(_MARKERS)] if at else ""
+        marker = _MARKERS[-1 - at % len(_MARKERS)] if at or label not in longer else ""
         strokes.setdefault(label, Stroke(palette.CONTROL.light, 1.3, dashes, marker, order=2))
     return strokes
 
