@@ -20,17 +20,15 @@ from torch import Tensor
 from probe.capture import Capture, capture, predictor_only
 from probe.columns import Columns
 from probe.errors import InputError
-from probe.input_laws import OWN, Inputs, candidates
-from probe.response import log_knots
+from probe.input_laws import OWN
 from probe.response_stage import OUTPUT, ResponseStage
-from probe.solvers.base import ColumnFamily, Fitted, MapFamily, Quadratic, families
+from probe.solvers.base import Fitted, MapFamily, Quadratic, families
 from probe.statistics import minimum_detectable, standard_error
-from probe.sweep import PILOT, Context, Plan, Sweep, View
+from probe.survey import SEARCHED, Law, plan_under, survey
+from probe.sweep import Context, Plan, Sweep, View
 
 SHORT = 3
 SAME = 1e-6  # of R^2: the columns are products of float32
-SEARCHED = 512
-PILOTED = 128
 
 
 def comparable() -> tuple[str, ...]:
@@ -40,87 +38,6 @@ def comparable() -> tuple[str, ...]:
         for name, family in families().items()
         if not family.is_null and not isinstance(family, MapFamily) and name != "spline"
     )
-
-
-@dataclass(frozen=True)
-class Law:
-    """An input law, and what a pilot sample says of it.
-
-    Attributes:
-        inputs: The task under this law.
-        low: The 1 % quantile of the eigenvalues of G_t over the judged positions.
-        top: Their 99 % quantile.
-        beyond: Their 99.9 % quantile.
-        highest: The largest of them.
-        clipped: Share of entries that the task's clip has changed.
-    """
-
-    inputs: Inputs
-    low: float
-    top: float
-    beyond: float
-    highest: float
-    clipped: float
-
-
-@dataclass(frozen=True)
-class Survey:
-    """The laws that a solver of the task's own law can be asked about.
-
-    Attributes:
-        laws: The task's own law first.
-        skipped: Why the others are left out, by name.
-        columns: The columns of all of them, on common knots.
-    """
-
-    laws: tuple[Law, ...]
-    skipped: Mapping[str, str]
-    columns: Columns
-
-
-def survey(plan: Plan, clipped: float) -> Survey:
-    """Pilots every candidate law; `clipped` is how much more than its own law a model can take.
-
-    A law with eigenvalues beyond the largest of the own law, but for one in a thousand, is left
-    out too: iterations tuned to the own law diverge there, and so would a model.
-    """
-    itself, *changed = candidates(plan.task)
-    own = _pilot(plan, itself, SEARCHED)  # its rare eigenvalues set the range of all
-    others = [_pilot(plan, inputs, PILOTED) for inputs in changed]
-    skipped = {law.inputs.name: _unfit(law, own, clipped) for law in others}
-    usable = (own, *(law for law in others if not skipped[law.inputs.name]))
-    knots = log_knots(min(law.low for law in usable), own.highest)
-    ready = [
-        name
-        for name, family in families().items()
-        if isinstance(family, ColumnFamily) and (not family.is_null or name == "oracle")
-    ]
-    columns = Columns(tuple(knots.tolist()), tuple(ready))
-    return Survey(usable, {name: why for name, why in skipped.items() if why}, columns)
-
-
-def _pilot(plan: Plan, inputs: Inputs, count: int) -> Law:
-    """Eigenvalues and clipping on a few sequences of their own."""
-    sequences = _plan_under(plan, inputs, plan.sequences).draw(PILOT, 0, count)
-    spectrum = Context(sequences, inputs.task.problem(sequences)).spectrum
-    first, stop = inputs.task.windows.judged
-    mu = spectrum.mu[:, first:stop][spectrum.present[:, first:stop]]
-    shares = torch.tensor([0.01, 0.99, 0.999, 1.0], dtype=mu.dtype)
-    low, top, beyond, highest = torch.quantile(mu, shares).tolist()
-    return Law(inputs, low, top, beyond, highest, sequences.clipped_share)
-
-
-def _plan_under(plan: Plan, inputs: Inputs, sequences: int) -> Plan:
-    return Plan(inputs.task, sequences, plan.seed, plan.batch_size, plan.workers, plan.device)
-
-
-def _unfit(law: Law, own: Law, clipped: float) -> str:
-    """Why a law is left out; nothing if it is not."""
-    if law.clipped - own.clipped > clipped:
-        return f"clips {law.clipped:.1%} of the entries, the own law {own.clipped:.1%}"
-    if law.beyond > own.highest:
-        return f"eigenvalues up to {law.beyond:.3g}, under the own law up to {own.highest:.3g}"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -215,7 +132,7 @@ def measure(plan: Plan, law: Law, columns: Columns) -> Ground:
     task = law.inputs.task
     stage = ResponseStage(task.windows, columns, 2 / law.top, ("targets",), layered=False)
     view: dict[str, View] = {"targets": _see_targets}
-    sweep = Sweep(_plan_under(plan, law.inputs, used), {}, view, capture)
+    sweep = Sweep(plan_under(plan, law.inputs, used), {}, view, capture)
     measured = sweep.run((stage,))[stage, "targets"]
     targets: Quadratic = measured.learned.errors[OUTPUT, "judged"]
     first, stop = task.windows.judged

@@ -16,7 +16,7 @@ import pandas as pd
 from probe.analysis import Setting
 from probe.capture import capture
 from probe.columns import Columns
-from probe.design import Law, Meeting, Pair, comparable, measure, pairs, survey
+from probe.design import Meeting, Pair, comparable, measure, pairs
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.input_laws import OWN
 from probe.models.transformer import SequenceTransformer
@@ -26,6 +26,7 @@ from probe.scores import Reading, read, scored
 from probe.solvers.base import Fitted, Quadratic
 from probe.standing import Standing, standing
 from probe.statistics import BLOCKS, Interval
+from probe.survey import Law, survey
 from probe.sweep import Measured, Plan, Results, Sweep, View
 from probe.views import SUBJECT
 

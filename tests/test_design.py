@@ -18,12 +18,12 @@ from probe.design import (
     measure,
     pairs,
     representatives,
-    survey,
 )
 from probe.errors import InputError
 from probe.input_laws import OWN, TWO_CLUSTER, Inputs, candidates
 from probe.solvers import conjugate_gradient
 from probe.solvers.base import Fitted
+from probe.survey import survey
 from probe.sweep import Context, Plan
 from probe.tasks.base import find_task
 

@@ -9,7 +9,6 @@ from planted_predictors import Predictor, spectral
 from probe.capture import predictor_only
 from probe.checkpoints.base import load
 from probe.checkpoints.native import write_native
-from probe.design import Survey, survey
 from probe.discrimination import Answer, Asked, Trial, ask, conclude, left_open, part
 from probe.input_laws import OWN, TWO_CLUSTER
 from probe.pipeline import Request, analyze
@@ -17,6 +16,7 @@ from probe.rule import Thresholds
 from probe.sampling import generator_for, normal
 from probe.solvers import chebyshev, conjugate_gradient, ridge
 from probe.standing import standing
+from probe.survey import Survey, survey
 from probe.sweep import Context, Plan
 from probe.tasks.base import find_task
 
