@@ -16,6 +16,7 @@ from probe.report import palette, svg
 from probe.report.figures import render
 from probe.report.results import plain
 from probe.report.templates import environment
+from probe.rule import Thresholds
 from probe.validation.run import Validation
 from probe.validation.summary import Graded, Rate, worst
 
@@ -36,8 +37,7 @@ RATES = {
 def write_report(validation: Validation, out: Path) -> Path:
     """Writes the files into `out`, validation.json last; each appears whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    drawings = {figure.name: render(figure) for figure in figures(validation)}
-    inline = {name: Markup(svg.inline(drawing)) for name, drawing in drawings.items()}
+    drawings = [(figure, Markup(svg.inline(render(figure)))) for figure in figures(validation)]
     values = {
         "summary": validation.summary,
         "rates": RATES,
@@ -46,7 +46,8 @@ def write_report(validation: Validation, out: Path) -> Path:
         "seed": validation.seed,
         "wrong": sum(not g.right for g in validation.graded),
         "worst": worst(validation.graded),
-        "drawings": inline,
+        "tau": Thresholds.load().tau,
+        "drawings": drawings,
         "sentence": sentence(validation),
         "light": Markup(palette.css_variables("light")),
         "dark": Markup(palette.css_variables("dark")),
@@ -161,20 +162,22 @@ def figures(validation: Validation) -> list[Figure]:
         y=tuple(_words(name) for name in shares.index),
         values=tuple(map(tuple, shares.to_numpy().tolist())),
     )
-    by = {"disguise": summary.by_disguise, "family": summary.by_family}
+    intervals = "With exact 95 % intervals; the number of models in brackets."
+    noise = "A model may have several. Noise n: weight noise that raises the loss by n %."
     return [
         confusion,
-        *(_rates(name, rates) for name, rates in by.items()),
+        _rates("disguise", summary.by_disguise, f"{intervals} {noise}"),
+        _rates("family", summary.by_family, intervals),
         _confidence(validation),
     ]
 
 
-def _rates(name: str, rates: Mapping[str, Rate]) -> IntervalChart:
+def _rates(name: str, rates: Mapping[str, Rate], caption: str) -> IntervalChart:
     rows = sorted(rates.items(), key=lambda row: -row[1].value)
     return IntervalChart(
         name=f"accuracy_by_{name}",
         title=f"Classes right, by {name}",
-        caption="With exact 95 % intervals; the number of models in brackets.",
+        caption=caption,
         x_label="share of classes right",
         labels=tuple(f"{_words(label)} ({rate.count})" for label, rate in rows),
         values=tuple(rate.value for _, rate in rows),
@@ -190,7 +193,8 @@ def _confidence(validation: Validation) -> LineChart:
     return LineChart(
         name="confidence",
         title="Stated confidence and what came true",
-        caption="Five bins of equal count. On the line, confidence is deserved.",
+        caption="Five bins of equal count, which fall together where many verdicts state the same. "
+        "On the line, confidence is deserved.",
         x_label="stated confidence",
         y_label="share of classes right",
         series=(

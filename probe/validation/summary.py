@@ -65,7 +65,8 @@ class Graded:
         solvers = {n: v for n, v in shares.items() if n not in nulls()}
         others = {n: v for n, v in shares.items() if n in nulls()}
         shown = [max(group.items(), key=lambda item: item[1]) for group in (solvers, others)]
-        named = {"ridge": shares["ridge"], "polynomial": shares["polynomial"], **dict(shown)}
+        weighed = ("ridge", "newton", "polynomial")
+        named = {name: shares[name] for name in weighed} | dict(shown)
         truth = self.label.truth.family
         if truth in shares:
             named[truth] = shares[truth]
