@@ -59,15 +59,6 @@ class Runner:
         parts = stream.split(self._size)
         return torch.cat([self.model.resume(part.to(device), layer).cpu() for part in parts])
 
-    @torch.no_grad()
-    def see(
-        self, tokens: Float[Tensor, "batch time d_in"], sites: tuple[str, ...]
-    ) -> Mapping[str, Tensor]:
-        """What passes each named hook."""
-        device = next(self.model.parameters()).device
-        _, cache = self.model.run_with_cache(tokens.to(device), names_filter=list(sites))
-        return {site: cache[site].cpu() for site in sites}
-
 
 def _as_hook(edit: Edit) -> Callable[..., Tensor]:
     """Hooks of TransformerLens are handed the hook point too."""

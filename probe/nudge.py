@@ -1,6 +1,6 @@
 """The nudge of the teacher: sequences of a slightly turned teacher, on a sweep of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,10 @@ from probe.sweep import Batch, Results, Sums
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
-from probe.tasks.teachers import Fixed, NudgedTeacher, Pool, under
+from probe.tasks.teachers import Fixed, Pool, nudged
 from probe.views import SUBJECT
+
+EPS = 0.05  # of the turn, in radians per pair of directions
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,10 @@ def nudge_of(setting: Setting) -> tuple[NudgeStage, ...]:
     task = setting.task
     if not isinstance(task, LinearDynamics | NonlinearDynamics):
         return ()
-    law = NudgedTeacher()
-    turned = law.change(task.teacher, task.width, seed=0)
+    turned = nudged(task.teacher, task.width, EPS)
     bases = tuple(tuple(tuple(row) for row in base) for base in turned.base.matrices.tolist())
-    changed = under(task, law, task.width)
-    return (NudgeStage(bases, setting.windows.judged, law.eps, changed),)
+    changed = replace(task, teacher=turned)
+    return (NudgeStage(bases, setting.windows.judged, EPS, changed),)
 
 
 def known_teachers(task: Task) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import nctdtrinc, stdtr, stdtrit
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from probe.sampling import generator_for
@@ -117,11 +116,6 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return tuple(adjusted.tolist())
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
-    """P-values adjusted for the share of false discoveries (Benjamini and Hochberg 1995)."""
-    return tuple(false_discovery_control(p_values).tolist())
 
 
 def standard_error(total: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"]) -> float:

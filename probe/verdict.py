@@ -8,7 +8,7 @@ from probe.change_point import Parts
 from probe.findings import Finding, Instrument, Verdict
 from probe.rule import LEARNERS, Class, Thresholds, classify
 from probe.scores import Reading, Score, nulls
-from probe.signatures import failed_signatures
+from probe.signatures import failed_signatures, narrowing_signatures
 from probe.standing import Power, Standing, power, standing
 
 # From the simplest description to the most general; the verdict names the first that is equivalent.
@@ -120,10 +120,18 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         + _reservation(found, failed, able, thresholds),
         instruments_ok=True,
         instruments=evidence.instruments,
-        scope=evidence.scope,
+        scope=_scope(evidence),
         confidence=_confidence(found, thresholds),
         minimum_detectable=able.minimum_detectable,
     )
+
+
+def _scope(evidence: Evidence) -> str:
+    """The task's own inputs, less what the model fails on outside them."""
+    tested = evidence.findings.get("signatures")
+    lost = narrowing_signatures(tested) if tested else ()
+    words = ", ".join(name.replace("_", " ") for name in lost)
+    return f"{evidence.scope}; not on inputs changed to test {words}" if lost else evidence.scope
 
 
 def _reservation(found: Class, failed: tuple[str, ...], able: Power, thresholds: Thresholds) -> str:

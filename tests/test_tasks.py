@@ -20,14 +20,10 @@ from probe.tasks.partial_observation import PartialObservation, delay_embedding
 from probe.tasks.teachers import (
     Contracting,
     Fixed,
-    FreshTeachers,
     GivenSpectrum,
-    InDistribution,
     Nudged,
-    NudgedTeacher,
     Orthogonal,
-    OtherSpectrum,
-    under,
+    nudged,
 )
 
 ALL = sorted(registry.discover(tasks))
@@ -126,22 +122,18 @@ def test_nudged_teacher_stays_orthogonal_and_close() -> None:
     assert torch.allclose(still, fixed.matrix.expand(2, -1, -1), atol=1e-12)
 
 
-def test_input_laws() -> None:
-    task = find_task("linear")
-    assert under(task, InDistribution(), 10).teacher == task.teacher
-    nudged = under(task, NudgedTeacher(), 10, seed=3)
-    centre = nudged.teacher.base.matrix
+def test_teachers_are_nudged() -> None:
+    law = find_task("linear").teacher
+    centre = nudged(law, 10, 0.05, seed=3).base.matrix
     assert torch.allclose(centre @ centre.T, torch.eye(10).double(), atol=1e-12)
-    assert torch.equal(centre, under(task, NudgedTeacher(), 10, seed=3).teacher.base.matrix)
-    assert not torch.equal(centre, under(task, NudgedTeacher(), 10, seed=4).teacher.base.matrix)
+    assert torch.equal(centre, nudged(law, 10, 0.05, seed=3).base.matrix)
+    assert not torch.equal(centre, nudged(law, 10, 0.05, seed=4).base.matrix)
     fixed = find_task("fixed-teacher")
-    assert under(fixed, NudgedTeacher(), 10).teacher.base is fixed.teacher
-    assert under(fixed, FreshTeachers(), 10).teacher == Orthogonal()
-    assert isinstance(under(task, OtherSpectrum(), 10).teacher, GivenSpectrum)
+    assert nudged(fixed.teacher, 10, 0.05).base is fixed.teacher
     w = draw(fixed, 3).teachers
     assert torch.equal(w[0], w[1])
-    fresh = draw(under(fixed, FreshTeachers(), 10), 3).teachers
-    assert not torch.allclose(fresh[0], fresh[1], atol=0.1)
+    turned = draw(replace(fixed, teacher=nudged(fixed.teacher, 10, 0.05)), 3).teachers
+    assert not torch.allclose(turned[0], turned[1], atol=0.01)
 
 
 # Linear dynamics

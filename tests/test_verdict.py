@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from planted_predictors import Measurement, column, measure, spectral
 from scipy import stats
 
-from probe.findings import Finding, Instrument
+from probe.change_point import Parts
+from probe.findings import Finding, Instrument, Metric, Verdict
 from probe.pilot import scout
 from probe.rule import Thresholds, classify
 from probe.sampling import generator_for, normal
@@ -369,6 +370,59 @@ def test_the_inside_lifts_the_evidence(measured: Measurement) -> None:
     only = {"layer_reconstruction": supports["layer_reconstruction"]}
     assert level(1, only) == 2 and level(2, only) == 1
     assert level(4, supports, measured.reading("kernel")) == 0
+
+
+def test_edits_of_the_inside_are_the_third_level(measured: Measurement) -> None:
+    reading = measured.reading("ridge")
+    inside = ("layer_reconstruction", "linear_probing", "update_law")
+    supports = {name: finding(name, "supports") for name in inside}
+
+    def judged(**edits: str) -> Verdict:
+        findings = supports | {name: finding(name, outcome) for name, outcome in edits.items()}
+        return judge(evidence(reading, layers=4, findings=findings), RULE)
+
+    assert judged(interchange="supports").evidence_level == 3
+    assert judged(pair_edits="supports", interchange="inconclusive").evidence_level == 3
+    assert judged(interchange="inconclusive").evidence_level == 2
+    assert judged(interchange="supports", ablation="contradicts").evidence_level == 2
+    assert judged(interchange="supports", update_law="inconclusive").evidence_level == 1
+
+
+def test_a_broken_symmetry_caps_the_evidence_or_narrows_the_scope(measured: Measurement) -> None:
+    def judged(**metrics: int) -> Verdict:
+        tested = replace(
+            finding("signatures", "supports"),
+            metrics={name: Metric(value, ".") for name, value in metrics.items()},
+        )
+        inside = finding("layer_reconstruction", "supports")
+        findings = {"layer_reconstruction": inside, "signatures": tested}
+        return judge(evidence(measured.reading("ridge"), layers=1, findings=findings), RULE)
+
+    whole = judged(rotation_equivariance_passed=1, mixed_pairs_holds=1)
+    assert whole.evidence_level == 2 and "mixed" not in whole.scope
+    capped = judged(rotation_equivariance_passed=0, mixed_pairs_holds=1)
+    assert capped.evidence_level == 1 and "rotation equivariance" in capped.statement
+    narrowed = judged(rotation_equivariance_passed=1, mixed_pairs_holds=0)
+    assert narrowed.evidence_level == 2
+    assert narrowed.scope.endswith("not on inputs changed to test mixed pairs")
+
+
+@pytest.mark.parametrize(
+    ("whole", "after", "expected"),
+    [
+        (0.7, 0.99, "mixture"),
+        (0.98, 0.99, "least_squares"),  # two responses gain next to nothing
+        (0.5, 0.6, "least_squares"),  # nor do two explain it
+    ],
+)
+def test_a_mixture_gains_from_two_parts_that_explain_it(whole, after, expected) -> None:
+    def part(r2: float, share: float) -> Reading:
+        found = replace(score("ridge", r2), error=(1 - r2) * share * ONES)
+        return Reading((found,), share * ONES, ONES)
+
+    parts = Parts(20, part(whole, 1.0), part(0.5, 0.1), part(after, 0.9))
+    verdict = judge(evidence(reading_of(ridge=0.99, poly_8=0.9), parts=parts), RULE)
+    assert verdict.algorithm_class == expected
 
 
 def test_no_evidence_where_a_null_does_as_well() -> None:

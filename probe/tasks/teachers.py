@@ -1,7 +1,7 @@
 """Laws of the hidden matrix W, and the input laws that change them."""
 
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -147,67 +147,8 @@ class Nudged:
         return self.base.draw(count, width, generator) @ turn
 
 
-@runtime_checkable
-class InputLaw(Protocol):
-    """Changes the law of the teacher; a verdict holds for the law under which it was found."""
-
-    def change(self, teacher: TeacherLaw, width: int, seed: int) -> TeacherLaw:
-        """The teacher law under this input law."""
-
-
-@dataclass(frozen=True)
-class InDistribution:
-    """The task's own law."""
-
-    def change(self, teacher: TeacherLaw, width: int, seed: int) -> TeacherLaw:
-        """Leaves the teacher as it is."""
-        return teacher
-
-
-@dataclass(frozen=True)
-class NudgedTeacher:
+def nudged(teacher: TeacherLaw, width: int, eps: float, seed: int = 0) -> Nudged:
     """Small rotations of the known teachers, or of one draw where the task's law has many."""
-
-    eps: float = 0.05
-
-    def change(self, teacher: TeacherLaw, width: int, seed: int) -> Nudged:
-        """Fixes a teacher where the task has many, then nudges it."""
-        if isinstance(teacher, Fixed | Pool):
-            return Nudged(teacher, self.eps)
-        generator = generator_for(seed)
-        return Nudged(Fixed(teacher.draw(1, width, generator)[0]), self.eps)
-
-
-@dataclass(frozen=True)
-class FreshTeachers:
-    """A fresh orthogonal teacher for every sequence."""
-
-    def change(self, teacher: TeacherLaw, width: int, seed: int) -> Orthogonal:
-        """Forgets the task's own law."""
-        return Orthogonal()
-
-
-@dataclass(frozen=True)
-class OtherSpectrum:
-    """Teachers of another spectrum."""
-
-    eigenvalues: tuple[float, ...] = (1.0, -1.0, 0.9, -0.9, 0.7)
-
-    def change(self, teacher: TeacherLaw, width: int, seed: int) -> GivenSpectrum:
-        """Keeps only the width."""
-        return GivenSpectrum(self.eigenvalues)
-
-
-@runtime_checkable
-class _Taught(Protocol):
-    @property
-    def teacher(self) -> TeacherLaw: ...
-
-
-TaskT = TypeVar("TaskT", bound=_Taught)
-
-
-def under(task: TaskT, law: InputLaw, width: int, seed: int = 0) -> TaskT:
-    """The task under another input law."""
-    changed: TaskT = replace(task, teacher=law.change(task.teacher, width, seed))  # type: ignore[type-var]
-    return changed
+    if isinstance(teacher, Fixed | Pool):
+        return Nudged(teacher, eps)
+    return Nudged(Fixed(teacher.draw(1, width, generator_for(seed))[0]), eps)

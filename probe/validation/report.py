@@ -21,7 +21,6 @@ from probe.validation.run import Validation
 from probe.validation.summary import Graded, Rate, worst
 
 _HERE = Path(__file__).parent
-LEAST_SPREAD = 0.01  # of stated confidences, below which there is nothing to draw
 RATES = {
     "false_positive_rate": "non-optimizers called one",
     "class_accuracy": "classes right",
