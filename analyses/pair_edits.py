@@ -13,7 +13,7 @@ otherwise. Cost: a few hundred sequences, four passes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -179,8 +179,10 @@ class PairEdits:
             question=self.question,
             outcome=outcome,
             statement=subject.statement(),
-            metrics=subject.metrics(),
-            controls={**subject.controls(), **twin.metrics("permuted_twin_")},
+            metrics={**subject.said(), **({} if subject.spoken else subject.metrics())},
+            controls={}
+            if subject.spoken
+            else {**subject.controls(), **twin.metrics("permuted_twin_")},
             does_not_show=(
                 "Anything about blocks below the last; where they speak too, the edits of the last "
                 "block alone need not follow the whole response."
@@ -207,21 +209,29 @@ class _Edits:
         moved, _, left = self.parts[edit]
         return share_explained(left, moved)
 
+    @cached_property
     def said_below(self) -> Interval:
         """Energy of what the layers below the last read out, over that of the output."""
         return bootstrap_interval(lambda weights: (weights @ self.below) / (weights @ self.energy))
 
+    @property
+    def spoken(self) -> bool:
+        """Whether the layers below make a part of the prediction, so that nothing is judged."""
+        return self.said_below.hi > SILENT
+
     def outcome(self, needed: float) -> Outcome:
-        """Not judged where the layers below speak."""
-        if self.said_below().hi > SILENT:
+        """Both edits must move the output as predicted, more than what was not edited."""
+        if self.spoken:
             return "inconclusive"
         if all(self.r2(edit).lo > max(needed, self.control(edit).hi) for edit in EDITS):
             return "supports"
-        return (
-            "contradicts"
-            if all(self.r2(edit).hi < needed / 2 for edit in EDITS)
-            else ("inconclusive")
-        )
+        missed = all(self.r2(edit).hi < needed / 2 for edit in EDITS)
+        return "contradicts" if missed else "inconclusive"
+
+    def said(self) -> dict[str, Metric]:
+        """What the layers below say."""
+        text = "energy of the read-out below the last block over that of the output"
+        return {"said_below": Metric.of(self.said_below, text)}
 
     def metrics(self, prefix: str = "") -> dict[str, Metric]:
         """The numbers of a view."""
@@ -230,11 +240,7 @@ class _Edits:
             "queries": f"{what} the queries of the last block are swapped",
             "pairs": f"{what} half of the pairs of the last block are replaced",
         }
-        found = {f"{prefix}{edit}_r2": Metric.of(self.r2(edit), words[edit]) for edit in EDITS}
-        if not prefix:
-            text = "energy of the read-out below the last block over that of the output"
-            found["said_below"] = Metric.of(self.said_below(), text)
-        return found
+        return {f"{prefix}{edit}_r2": Metric.of(self.r2(edit), words[edit]) for edit in EDITS}
 
     def controls(self) -> dict[str, Metric]:
         """Changes that were not made."""
@@ -248,11 +254,11 @@ class _Edits:
 
     def statement(self) -> str:
         """The answer in words."""
-        below = self.said_below()
-        if below.hi > SILENT:
+        if self.spoken:
             return (
-                f"Not judged: layers below the last block already say {below.value:.0%} of the "
-                "output's energy, so the last block does not make the prediction alone."
+                "Not judged: layers below the last block already say "
+                f"{self.said_below.value:.0%} of the output's energy, so the last block does not "
+                "make the prediction alone."
             )
         query, pairs = self.r2("queries"), self.r2("pairs")
         return (
