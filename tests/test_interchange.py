@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted_states import expected_change, slope_and_share, states_held
+from planted_states import expected_change, layers_with_state, slope_and_share
 
 from analyses.interchange import Interchange, _Rows
 from probe.capture import capture
 from probe.causal.erasure import projection
-from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage, SolverState
+from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage
 from probe.causal.patterns import Products, pattern
+from probe.causal.states import ActedOn
 from probe.causal.transfer import Place
 from probe.pilot import scout
 from probe.planted.base import Planted, families_planted
+from probe.planted.descent import Steps, plant_descent
 from probe.planted.disguises.base import disguises
 from probe.sampling import generator_for, normal
 from probe.sweep import Context, Plan, Results, Sweep
@@ -35,14 +37,10 @@ def planted(family: str, *hidden_by: str, seed: int = 1, task: str = TASK) -> Pl
     return model
 
 
-def measured(
-    model: Planted, sequences: int = 1024, candidates: tuple[SolverState, ...] = ()
-) -> tuple[InterchangeStage, Results]:
-    """Looks for the states that are given, or for those that it knows."""
+def measured(model: Planted, sequences: int = 1024) -> tuple[InterchangeStage, Results]:
     plan = Plan(model.task, sequences, 0, workers=1)
     setting = scout(plan, len(model.model.blocks))
     (stage,) = Interchange().stages(setting)
-    stage = replace(stage, candidates=candidates or stage.candidates)
     models = {SUBJECT: model.model, TWIN: permuted_twin(model.model, 0)}
     views = {name: view for name, view in all_views(1.0).items() if name in models}
     return stage, Sweep(plan, models, views, capture).run((stage,))
@@ -84,12 +82,11 @@ def test_the_state_of_a_planted_iteration_transfers(
 ) -> None:
     """At every layer: by the planted T_l, with a slope of one, above every control."""
     model = planted(family, *hidden_by, task=task)
-    held = states_held(model)
-    assert held
-    stage, results = measured(model, 2048, tuple(dict.fromkeys(held.values())))
+    layers = layers_with_state(model)
+    assert layers
+    stage, results = measured(model, 2048)
     rows = _Rows(stage, results, SUBJECT)
-    for layer, state in held.items():
-        assert rows.learned.states[layer - 1] == state
+    for layer in layers:
         assert rows.transfers[layer, "state"].r2.lo >= 0.98, layer
         assert rows.margin(layer).lo > 0.5, layer
         slope, share = slope_and_share(*swapped(model, stage, results, layer))
@@ -97,14 +94,20 @@ def test_the_state_of_a_planted_iteration_transfers(
         assert share >= 0.98, layer
 
 
-@pytest.mark.parametrize("family", ["gradient_descent", "chebyshev"])
-def test_a_state_that_is_not_given_is_found_at_some_layer(family: str) -> None:
-    stage, results = measured(planted(family, "rotation"))
-    rows = _Rows(stage, results, SUBJECT)
-    layer = rows.best()
-    assert layer is not None
-    assert rows.transfers[layer, "state"].r2.lo >= 0.98
-    assert rows.margin(layer).lo > 0
+def test_the_state_is_what_the_next_block_acts_on() -> None:
+    """The growth of the read-out tells the residual of the steps so far."""
+    etas = (0.02, 0.012, 0.03)
+    model = plant_descent(find_task(TASK), "gd", etas, "polynomial")
+    stage, results = measured(model)
+    states = results[stage, SUBJECT].learned.states
+    mu = torch.tensor([0.5, 2.0, 8.0, 25.0], dtype=torch.float64)
+    for done, state in enumerate(states, 1):
+        assert isinstance(state, ActedOn) and state.r2 > 0.999
+        found = state.residual(mu) / state.residual(mu)[0]
+        expected = 1 - mu * Steps(etas[:done])(mu)
+        assert torch.allclose(found, expected / expected[0], atol=0.02)
+        other = 1 - mu * Steps(etas[: done - 1] or (0.05,))(mu)  # control
+        assert not torch.allclose(found, other / other[0], atol=0.1)
 
 
 def test_a_null_does_not_transfer() -> None:
@@ -123,10 +126,9 @@ def test_a_null_does_not_transfer() -> None:
 @pytest.mark.parametrize("family", ["gradient_descent", "chebyshev"])
 def test_the_loss_after_erasing_is_that_predicted(family: str) -> None:
     model = planted(family)
-    held = states_held(model)
-    stage, results = measured(model, candidates=tuple(dict.fromkeys(held.values())))
+    stage, results = measured(model)
     rows = _Rows(stage, results, SUBJECT)
-    losses = [rows.losses(layer) for layer in held]
+    losses = [rows.losses(layer) for layer in layers_with_state(model)]
     for after, predicted in losses:
         assert predicted.value == pytest.approx(after.value, rel=0.01)
     if family == "chebyshev":

@@ -7,7 +7,6 @@ what the edits should do and what they did.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,71 +14,17 @@ from torch import Tensor
 
 from probe.causal.erasure import erasing
 from probe.causal.patterns import Products, pattern, ridge_solve
+from probe.causal.states import SolverState, acted_on, filtered_queries, step_knots
 from probe.causal.transfer import Place, columns
-from probe.response import STRIDE
 from probe.sampling import generator_for, normal
 from probe.sweep import Batch, Sums
 from probe.views import SUBJECT, TWIN
 
-RIDGES = 13
-STEPS, SIZES = (1, 2, 3, 4, 6), (0.5, 1.0)  # sizes in units of 1 / mu_top
 SWAPS = ("state", "query", "prediction", "random")
 EDITS = (*SWAPS, "writing", "erasing")
 LEAST = 1e-6  # of a share that a probe leaves: float32 streams
-
-
-@runtime_checkable
-class SolverState(Protocol):
-    """A state f(G) q that a layer may hold; `constant` is what was chosen of it."""
-
-    @property
-    def constant(self) -> float:
-        """lambda, or the step size."""
-
-    def residual(self, mu: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """What is left of a direction with eigenvalue mu."""
-
-
-@dataclass(frozen=True)
-class RidgeResidual:
-    """The residual of ridge regression, lambda (G + lambda)^-1 q."""
-
-    constant: float
-
-    def residual(self, mu: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Lambda / (mu + lambda)."""
-        return self.constant / (mu + self.constant)
-
-    def __str__(self) -> str:
-        return f"the residual of ridge regression with lambda {self.constant:.2g}"
-
-
-@dataclass(frozen=True)
-class GradientResidual:
-    """The residual of gradient steps of one size, (1 - eta G)^steps q."""
-
-    constant: float
-    steps: int
-
-    def residual(self, mu: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """(1 - eta mu)^steps."""
-        return (1 - self.constant * mu) ** self.steps
-
-    def __str__(self) -> str:
-        return f"the residual of {self.steps} gradient steps of size {self.constant:.2g}"
-
-
-def known_states(knots: tuple[float, ...], mu_top: float) -> tuple[SolverState, ...]:
-    """Ridge over the range of the eigenvalues, and a few gradient steps.
-
-    Args:
-        knots: Knots of the response.
-        mu_top: The 99 % quantile of the eigenvalues.
-    """
-    low, high = (math.log10(knots[i]) for i in (STRIDE - 1, -1))
-    ridges = torch.logspace(low, high, RIDGES, dtype=torch.float64).tolist()
-    steps = [GradientResidual(size / mu_top, steps) for steps in STEPS for size in SIZES]
-    return (*(RidgeResidual(ridge) for ridge in ridges), *steps)
+SILENT = 1e-4  # share of the largest growth of the read-out below which a block adds nothing
+STEPPED, HELD = 0.95, 0.9  # R^2 of a block's growth by its state, and of the state's probe
 
 
 @dataclass(frozen=True)
@@ -183,17 +128,32 @@ class InterchangeStage:
     def fit(self, batch: Batch) -> Sums:
         """Products of the stream with the quantities beside it, by position and layer."""
         batch = batch.head(self.fit_share)
-        sums: dict[str, list[Tensor]] = {"hh": [], "hv": [], "vv": [], "hy": []}
+        sums: dict[str, list[Tensor]] = {}
         for t in self.positions:
             stream = batch.capture.layers[:, :, t].double()
-            beside = self._beside(batch, t)
-            sums["hh"].append(stream.mT @ stream)
-            sums["hv"].append(stream.mT @ beside)
-            sums["vv"].append(beside.mT @ beside)
-            sums["hy"].append(stream.mT @ batch.capture.readouts[:, :, t].double())
-        return {name: torch.stack(found) for name, found in sums.items()}
+            readouts = batch.capture.readouts[:, :, t].double()
+            filtered = filtered_queries(batch.context.spectrum, t, step_knots(self.knots))
+            beside = self._beside(batch, t, filtered)
+            steps = (batch.context.moments.cross[:, t].double() @ filtered).flatten(0, 1)
+            growth = readouts.diff(dim=0).flatten(1).mT
+            found = {
+                "hh": stream.mT @ stream,
+                "hv": stream.mT @ beside,
+                "vv": beside.mT @ beside,
+                "hy": stream.mT @ readouts,
+                "steps": steps.mT @ steps,
+                "growth": steps.mT @ growth,
+                "grown": growth.square().sum(0),
+                "rows": torch.tensor(float(len(growth))),
+            }
+            for name, value in found.items():
+                sums.setdefault(name, []).append(value)
+        return {name: torch.stack(values) for name, values in sums.items()}
 
-    def _beside(self, batch: Batch, t: int) -> Float[Tensor, "batch quantities"]:
+    def _beside(
+        self, batch: Batch, t: int, filtered: Float[Tensor, "batch d_k hats"]
+    ) -> Float[Tensor, "batch quantities"]:
+        """The quantities of `Held`, with the hats of the query in place of what is acted on."""
         problem, spectrum = batch.context.problem, batch.context.spectrum
         mu, query = spectrum.mu[:, t], spectrum.query[:, t]
         left = torch.stack([query * state.residual(mu) for state in self.candidates], -1)
@@ -204,33 +164,55 @@ class InterchangeStage:
             problem.keys[:, t],
             batch.capture.output[:, t],
             states.mT.flatten(1),
+            filtered.mT.flatten(1),
         ]
         return torch.cat([part.double() for part in parts], -1)
 
     def learn(self, sums: Sums) -> Learned:
         """For each layer its state, then what reads and writes it at each position."""
         total = {name: value.sum(0) for name, value in sums.items()}
-        out = total["hy"].shape[-1]
-        held = Held((total["vv"].shape[-1] - 1 - out) // (2 + len(self.candidates)), out)
+        growth = {name: total[name].sum(0) for name in ("steps", "growth", "grown", "rows")}
+        acted = acted_on(
+            growth["steps"],
+            growth["growth"],
+            growth["grown"],
+            int(growth["rows"]),
+            step_knots(self.knots),
+        )
+        known, out = len(self.candidates), total["hy"].shape[-1]
+        hats = len(growth["steps"])
+        held = Held((total["vv"].shape[-1] - 1 - out) // (2 + known + hats), out)
+        total |= _with_curves(total, held, known, [state.curve for state in acted])
         states, seen, plans = [], [], {}
         for layer in range(1, self.layers):
-            index, decoded = self._choose(total, held, layer)
-            states.append(self.candidates[index])
+            adds = next((i for i in range(layer, len(acted)) if acted[i].share > SILENT), layer)
+            index, decoded = self._choose(total, held, layer, known + adds, acted[adds].r2)
+            states.append((*self.candidates, *acted)[index])
             seen.append(decoded)
             for place, t in enumerate(self.positions):
                 plans[layer, t] = _plan(total, held, layer, place, held.state(index))
         return Learned(tuple(states), tuple(seen), plans)
 
-    def _choose(self, total: Sums, held: Held, layer: int) -> tuple[int, tuple[float, float]]:
-        """The state whose probe gains most likelihood over layer 0, averaged over positions."""
+    def _choose(
+        self, total: Sums, held: Held, layer: int, acted: int, growth: float
+    ) -> tuple[int, tuple[float, float]]:
+        """The state that the next block acts on, if its growth shows one and the stream holds it.
+
+        Otherwise the candidate whose probe gains most likelihood over layer 0, averaged over
+        positions.
+        """
         places = range(len(self.positions))
 
         def decoded(at: int, index: int) -> float:
             found = [_products(total, p, at).decodability(held.state(index)) for p in places]
             return sum(found) / len(found)
 
-        pairs = [(decoded(layer, i), decoded(0, i)) for i in range(len(self.candidates))]
-        best = max(range(len(pairs)), key=lambda i: _log_gain(*pairs[i]))
+        pairs = {
+            i: (decoded(layer, i), decoded(0, i)) for i in (*range(len(self.candidates)), acted)
+        }
+        best = max(pairs, key=lambda i: _log_gain(*pairs[i]))
+        if growth >= STEPPED and pairs[acted][0] >= HELD:
+            best = acted
         return best, pairs[best]
 
     def test(self, batch: Batch, learned: Learned) -> Sums:
@@ -290,6 +272,15 @@ class InterchangeStage:
 def _log_gain(here: float, before: float) -> float:
     """Log of what a probe leaves unexplained before over here; exact probes are rounded."""
     return math.log(max(1 - before, LEAST)) - math.log(max(1 - here, LEAST))
+
+
+def _with_curves(total: Sums, held: Held, known: int, curves: list[tuple[float, ...]]) -> Sums:
+    """The products with the hats of the query replaced by curves of them."""
+    width, start = held.width, held.state(known).start
+    weights = torch.tensor(curves, dtype=torch.float64)
+    combine = torch.kron(weights.mT.contiguous(), torch.eye(width, dtype=torch.float64))
+    change = torch.block_diag(torch.eye(start, dtype=torch.float64), combine)
+    return {"hv": total["hv"] @ change, "vv": change.mT @ total["vv"] @ change}
 
 
 def _products(total: Sums, place: int, layer: int) -> Products:
