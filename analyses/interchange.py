@@ -1,9 +1,9 @@
 """Does the output follow a solver's state that is swapped, written or erased inside the model?
 
 Hypothesis: at some layer the stream holds the state z = g(G) q of a solver, such as the residual of
-the steps so far, and the blocks above act on it: swapping z between two sequences at one position moves the output by
-C_t T(G_t) dz, with one curve T for all sequences (fitted on half of the pairs, scored on the other
-half). z is what the next block acts on, as the growth of the model's own read-out tells it; where
+the steps so far, and the blocks above act on it: swapping z between two sequences at one position
+moves the output by C_t T(G_t) dz, with one curve T for all sequences (fitted on half of the pairs,
+scored on the other half). z is what the next block acts on, as the growth of the model's own read-out tells it; where
 that follows no such curve, or the stream does not hold it, it is the residual of a ridge regression
 or of a few gradient steps whose probe gains most likelihood over layer 0. z is read by a linear
 probe and written along its pattern, with the query, the token before and the layer's own
