@@ -3,11 +3,11 @@
 Hypothesis: at some layer the stream holds the state z = g(G) q of a solver, such as the residual of
 the steps so far, and the blocks above act on it: swapping z between two sequences at one position
 moves the output by C_t T(G_t) dz, with one curve T for all sequences (fitted on half of the pairs,
-scored on the other half). z is what the next block acts on, as the growth of the model's own read-out tells it; where
-that follows no such curve, or the stream does not hold it, it is the residual of a ridge regression
-or of a few gradient steps whose probe gains most likelihood over layer 0. z is read by a linear
-probe and written along its pattern, with the query, the token before and the layer's own
-prediction held fixed.
+scored on the other half). z is what the next block acts on, as the growth of the model's own
+read-out tells it; where that follows no such curve, or the stream does not hold it, it is the
+residual of a ridge regression or of a few gradient steps whose probe gains most likelihood over
+layer 0. z is read by a linear probe and written along its pattern, with the query, the token before
+and the layer's own prediction held fixed.
 Controls: the raw query and the prediction, each as far as it goes beyond the state, which is held;
 random directions; the twin.
 Test statistic: share of the output's change explained through the context, beyond a direct
