@@ -120,15 +120,15 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         + _reservation(found, failed, able, thresholds),
         instruments_ok=True,
         instruments=evidence.instruments,
-        scope=_scope(evidence),
+        scope=_scope(found, evidence),
         confidence=_confidence(found, thresholds),
         minimum_detectable=able.minimum_detectable,
     )
 
 
-def _scope(evidence: Evidence) -> str:
-    """The task's own inputs, less what the model fails on outside them."""
-    tested = evidence.findings.get("signatures")
+def _scope(found: Class, evidence: Evidence) -> str:
+    """The task's own inputs; of a learner, less the changed inputs on which it stops learning."""
+    tested = evidence.findings.get("signatures") if found.name in LEARNERS else None
     lost = narrowing_signatures(tested) if tested else ()
     words = ", ".join(name.replace("_", " ") for name in lost)
     return f"{evidence.scope}; not on inputs changed to test {words}" if lost else evidence.scope
