@@ -31,11 +31,10 @@ from probe.signature_stage import (
     exponent,
 )
 from probe.signatures import (
-    HOLDS,
-    PASSED,
     SCALE,
     SCALED,
     SIGNATURES,
+    TABLE,
     Reading,
     State,
     read_signature,
@@ -101,7 +100,7 @@ class Signatures:
             "Passed signatures are shown by any algorithm on the moments of the pairs, and in part "
             "by what learns nothing; they do not say which algorithm runs. In dynamics every value "
             "is the next pair's key too, and a learner may lean on that.",
-            (Table("signatures", pd.DataFrame(list(_rows(readings)))),),
+            (Table(TABLE, pd.DataFrame(list(_rows(readings)))),),
             (_figure(readings),),
         )
 
@@ -147,10 +146,6 @@ def _metrics(readings: list[Reading]) -> Iterator[tuple[str, Metric]]:
         if value is None:
             continue
         yield signature.name, Metric(value.value, signature.meaning, value.lo, value.hi)
-        if reading.state in ("passed", "failed"):
-            inside = f"1 if within {reading.tolerance.tolerance:g} of {signature.ideal:g}, else 0"
-            suffix = PASSED if reading.tolerance.caps else HOLDS
-            yield signature.name + suffix, Metric(int(reading.state == "passed"), inside)
 
 
 def _outcome(readings: list[Reading]) -> Outcome:

@@ -13,7 +13,7 @@ from probe.statistics import Interval, bootstrap_interval
 
 SCALE = 0.5  # above 1 trained models clip, and the knots of the response end
 HARDLY = 1e-3
-PASSED, HOLDS = "_passed", "_holds"  # metrics that are 1 or 0
+TABLE = "signatures"  # of readings, with their outcome and whether it caps a verdict
 
 State = Literal["passed", "failed", "undecided", "not testable"]
 
@@ -208,14 +208,14 @@ def _why(products: Products, tolerance: float) -> str:
 
 def failed_signatures(finding: Finding) -> tuple[str, ...]:
     """Signatures that a learner must show and this model does not: they cap a verdict."""
-    return _zeros(finding, PASSED)
+    return _failed(finding, caps=True)
 
 
 def narrowing_signatures(finding: Finding) -> tuple[str, ...]:
     """Failed signatures on inputs outside the task's law: they narrow the scope of a verdict."""
-    return _zeros(finding, HOLDS)
+    return _failed(finding, caps=False)
 
 
-def _zeros(finding: Finding, suffix: str) -> tuple[str, ...]:
-    metrics = finding.metrics.items()
-    return tuple(n.removesuffix(suffix) for n, m in metrics if n.endswith(suffix) and m.value == 0)
+def _failed(finding: Finding, caps: bool) -> tuple[str, ...]:
+    rows = next(table.frame for table in finding.tables if table.name == TABLE)
+    return tuple(rows["signature"][(rows["outcome"] == "failed") & (rows["caps_verdict"] == caps)])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from probe.analysis import Setting
 from probe.capture import capture
 from probe.checkpoints.base import load
 from probe.columns import Columns
-from probe.findings import Finding, Metric
+from probe.findings import Finding, Table
 from probe.models.attention import LinearAttention
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.pilot import scout
@@ -212,7 +213,6 @@ def test_what_no_change_can_show_is_not_tested(findings) -> None:
     finding = findings["without_context"]
     for name in ("permutation_invariance", *OF_VALUES):
         assert outcomes(finding)[name] == "not testable"
-        assert name + "_passed" not in finding.metrics and name + "_holds" not in finding.metrics
     nothing = findings["silent"]
     assert set(outcomes(nothing).values()) == {"not testable"} and nothing.outcome == "inconclusive"
 
@@ -423,13 +423,10 @@ def test_ends_span_the_window(window: tuple[int, int], ends: tuple[int, ...]) ->
 
 
 def test_which_failures_cap() -> None:
-    metrics = {
-        "a_passed": Metric(0, "."),
-        "b_passed": Metric(1, "."),
-        "c_holds": Metric(0, "."),
-        "d": Metric(0.0, "."),
-    }
-    finding = Finding("signatures", "?", "contradicts", "", metrics, {}, "")
+    rows = [("a", "failed", True), ("b", "passed", True), ("c", "failed", False)]
+    frame = pd.DataFrame(rows, columns=["signature", "outcome", "caps_verdict"])
+    tables = (Table("signatures", frame),)
+    finding = Finding("signatures", "?", "contradicts", "", {}, {}, "", tables)
     assert failed_signatures(finding) == ("a",) and narrowing_signatures(finding) == ("c",)
 
 
@@ -464,6 +461,6 @@ def test_published_models_on_constructed_tokens(paper_data) -> None:
 def test_published_models_on_raw_tokens_turn_with_their_states(paper_data) -> None:
     task, model = published(paper_data, "model_sm_7l_fullfledged.pkl", "softmax-7l")
     found = concluded(task, {"model": model, "twin": permuted_twin(model, 0)})
-    assert found["model"].metrics["rotation_equivariance_passed"].value == 1
+    assert outcomes(found["model"])["rotation_equivariance"] == "passed"
     assert failed_signatures(found["model"]) == ()
     assert "rotation_equivariance" in failed_signatures(found["twin"])

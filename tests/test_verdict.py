@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from planted_predictors import Measurement, column, measure, spectral
 from scipy import stats
 
 from probe.change_point import Parts
-from probe.findings import Finding, Instrument, Metric, Verdict
+from probe.findings import Finding, Instrument, Table, Verdict
 from probe.pilot import scout
 from probe.rule import Thresholds, classify
 from probe.sampling import generator_for, normal
@@ -389,20 +390,20 @@ def test_edits_of_the_inside_are_the_third_level(measured: Measurement) -> None:
 
 
 def test_a_broken_symmetry_caps_the_evidence_or_narrows_the_scope(measured: Measurement) -> None:
-    def judged(**metrics: int) -> Verdict:
-        tested = replace(
-            finding("signatures", "supports"),
-            metrics={name: Metric(value, ".") for name, value in metrics.items()},
-        )
+    def judged(*failed: str) -> Verdict:
+        names = ("rotation_equivariance", "mixed_pairs")
+        rows = [(n, "failed" if n in failed else "passed", n == names[0]) for n in names]
+        frame = pd.DataFrame(rows, columns=["signature", "outcome", "caps_verdict"])
+        tested = replace(finding("signatures", "supports"), tables=(Table("signatures", frame),))
         inside = finding("layer_reconstruction", "supports")
         findings = {"layer_reconstruction": inside, "signatures": tested}
         return judge(evidence(measured.reading("ridge"), layers=1, findings=findings), RULE)
 
-    whole = judged(rotation_equivariance_passed=1, mixed_pairs_holds=1)
+    whole = judged()
     assert whole.evidence_level == 2 and "mixed" not in whole.scope
-    capped = judged(rotation_equivariance_passed=0, mixed_pairs_holds=1)
+    capped = judged("rotation_equivariance")
     assert capped.evidence_level == 1 and "rotation equivariance" in capped.statement
-    narrowed = judged(rotation_equivariance_passed=1, mixed_pairs_holds=0)
+    narrowed = judged("mixed_pairs")
     assert narrowed.evidence_level == 2
     assert narrowed.scope.endswith("not on inputs changed to test mixed pairs")
 
