@@ -91,6 +91,13 @@ def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:
     return Capture(output, nothing, nothing, output.new_zeros(0, *output.shape))
 
 
+def capture_output(
+    model: SequenceTransformer, tokens: Float[Tensor, "batch time d_in"], batch_size: int
+) -> Capture:
+    """Predictions alone, as `capture` sees them, for stages that look at nothing inside."""
+    return predictor_only(Runner(model, batch_size).run(tokens))
+
+
 def misplaced(seen: Capture) -> float:
     """How far the captured streams are from leading to the captured output, in its rms.
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.capture import capture, predictor_only
+from probe.capture import capture, capture_output, predictor_only
 from probe.models.attention import KINDS
 from probe.models.transformer import SequenceTransformer
 from probe.sampling import generator_for, normal
@@ -92,6 +92,13 @@ def test_a_predictor_without_an_inside() -> None:
 def test_misshapen_tokens_are_refused(tiny_model: Model) -> None:
     with pytest.raises(TypeError, match="tokens"):
         capture(tiny_model("linear"), torch.zeros(7, 3), batch_size=2)
+
+
+def test_predictions_alone_are_the_same_bits(tiny_model: Model) -> None:
+    model, x = tiny_model("softmax"), tokens(40)
+    alone = capture_output(model, x, 16)
+    assert torch.equal(alone.output, capture(model, x, 16).output)
+    assert len(alone.layers) == 0 and alone.runner is None
 
 
 def test_a_runner_edits_and_resumes(tiny_model: Model) -> None:

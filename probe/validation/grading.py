@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from probe import nudge
 from probe.analysis import Setting
-from probe.capture import capture
+from probe.capture import capture_output
 from probe.change_point import ChangePointStage, Parts, change_point_stage, read_parts
 from probe.findings import Verdict
 from probe.models.transformer import SequenceTransformer
@@ -130,7 +130,7 @@ def _measure(
         views[name] = _as_it_is(name)
         views[group.view(name, TWIN)] = _as_it_is(group.view(name, TWIN))
         views[group.view(name, SWAPPED)] = _beside_foreign_moments(name)
-    sweep = Sweep(group.plan, {**models, **twins}, views, capture, progress)
+    sweep = Sweep(group.plan, {**models, **twins}, views, capture_output, progress)
     stages: tuple[Stage, ...] = (*(group.stage(kind) for kind in KINDS), group.change_point)
     return sweep.run(stages), sweep.clipped_share
 
@@ -158,7 +158,7 @@ def _nudges(
     (stage,) = nudge.nudge_of(group.setting)
     stage = replace(stage, views=tuple(models))
     plan = replace(group.plan, task=stage.task, sequences=max(group.plan.sequences // 4, 256))
-    sweep = Sweep(plan, models, {name: _as_it_is(name) for name in models}, capture)
+    sweep = Sweep(plan, models, {name: _as_it_is(name) for name in models}, capture_output)
     results = sweep.run((stage,))
     found = {}
     for name in models:
