@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from probe.validation.run import Validation
 from probe.validation.summary import Graded, Rate, worst
 
 _HERE = Path(__file__).parent
+LEAST_SPREAD = 0.01  # of stated confidences, below which there is nothing to draw
 RATES = {
     "false_positive_rate": "non-optimizers called one",
     "class_accuracy": "classes right",
@@ -46,6 +48,7 @@ def write_report(validation: Validation, out: Path) -> Path:
         "wrong": sum(not g.right for g in validation.graded),
         "worst": worst(validation.graded),
         "tau": Thresholds.load().tau,
+        "confidence": statistics.fmean(g.verdict.confidence for g in validation.graded),
         "drawings": drawings,
         "sentence": sentence(validation),
         "light": Markup(palette.css_variables("light")),
@@ -167,7 +170,7 @@ def figures(validation: Validation) -> list[Figure]:
         confusion,
         _rates("disguise", summary.by_disguise, f"{intervals} {noise}"),
         _rates("family", summary.by_family, intervals),
-        _confidence(validation),
+        *_confidence(validation),
     ]
 
 
@@ -186,10 +189,13 @@ def _rates(name: str, rates: Mapping[str, Rate], caption: str) -> IntervalChart:
     )
 
 
-def _confidence(validation: Validation) -> LineChart:
+def _confidence(validation: Validation) -> Iterator[LineChart]:
+    """Drawn where verdicts state different confidences; else there is one number to compare."""
     bins = validation.summary.bins
     stated, right = [b[0] for b in bins], [b[1] for b in bins]
-    return LineChart(
+    if max(stated) - min(stated) < LEAST_SPREAD:
+        return
+    yield LineChart(
         name="confidence",
         title="Stated confidence and what came true",
         caption="Five bins of equal count, which fall together where many verdicts state the same. "
