@@ -197,7 +197,7 @@ def _metrics(rows: _Rows, layer: int) -> dict[str, Metric]:
         "layer": Metric(layer, "the layer whose state stands highest above its controls"),
         "constant": Metric(
             rows.learned.states[layer - 1].constant,
-            f"lambda or step size of the state: {rows.learned.states[layer - 1]}",
+            f"the number in the name of the state: {rows.learned.states[layer - 1]}",
         ),
         "decodability": Metric(
             rows.learned.decodability[layer - 1][0],
