@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from queue import Queue
+from typing import Protocol, runtime_checkable
 
 from probe.allocator import keep_freed_memory
 from probe.rule import Thresholds
@@ -24,6 +24,20 @@ GROUP = 16  # models that share a sweep
 STREAM = 43
 
 Progress = Callable[[int, int], None]
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """A queue between processes that passes on how many steps are done."""
+
+    def put(self, item: int) -> None:
+        """Adds some steps."""
+
+    def get(self) -> int:
+        """Takes them out."""
+
+    def qsize(self) -> int:
+        """How many entries wait."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ def observe(models: int, seed: int, half: Half, progress: Progress, workers: int
 
 
 def _follow(
-    running: Sequence[Future[bytes]], steps: Queue[int], total: int, progress: Progress
+    running: Sequence[Future[bytes]], steps: Counter, total: int, progress: Progress
 ) -> None:
     """Reports steps until all are done or one has failed."""
     done = 0
@@ -94,7 +108,7 @@ def _follow(
             return
 
 
-def _observe_chunk(indices: Iterable[int], seed: int, half: Half, steps: Queue[int]) -> bytes:
+def _observe_chunk(indices: Iterable[int], seed: int, half: Half, steps: Counter) -> bytes:
     """Draws and measures; pickled here, since tensors would travel as shared files, one each."""
     keep_freed_memory()
     with one_thread():
