@@ -215,7 +215,7 @@ def test_noise_costs_what_it_says(family: str, task: object) -> None:
         own = disguises()[name]
         noisy = own.apply(planted, generator_for(3))
         assert not noisy.exact
-        # Queries share their contexts: 10,000 of them are 1,700 contexts, which leave half a per cent.
+        # Queries share contexts: 10,000 of them are 1,700 contexts, which leave half a per cent.
         assert loss(noisy) / before - 1 == pytest.approx(share, rel=0.35, abs=0.005)
         exacter = replace(own, positions=50_000).apply(planted, generator_for(3))
         assert loss(exacter) / before - 1 == pytest.approx(share, rel=0.2)
