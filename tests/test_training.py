@@ -95,8 +95,9 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_builds_its_model_and_survives_a_round_trip(name: str) -> None:
     recipe = find_recipe(name)
-    model = SequenceTransformer(recipe.model)
-    sample = find_task(recipe.task).sample(2, torch.Generator().manual_seed(0))
+    model, generator = SequenceTransformer(recipe.model), torch.Generator().manual_seed(0)
+    model.initialise(recipe.optimiser.init_std, generator)
+    sample = find_task(recipe.task).sample(2, generator)
     assert model(sample.tokens).shape == sample.oracle.shape
     assert Recipe.from_dict(name, json.loads(json.dumps(recipe.to_dict()))) == recipe
 
