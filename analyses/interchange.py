@@ -180,7 +180,7 @@ class _Rows:
 
 
 def _outcome(rows: _Rows, layer: int) -> Outcome:
-    """The state must transfer, beyond every control, and T must hold for what is written."""
+    """The state must transfer, after adjustment over the layers, and beyond every control."""
     thresholds, margin = Thresholds.load(), rows.margin(layer)
     state = rows.transfers[layer, "state"].through_context
     if rows.adjusted(thresholds.transfer)[layer] < thresholds.level and margin.lo > 0:

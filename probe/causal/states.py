@@ -91,9 +91,10 @@ class ActedOn:
         return hats(mu, knots).double() @ torch.tensor(self.curve, dtype=torch.float64)
 
     def __str__(self) -> str:
-        return (
-            f"what the next block acts on, half of which is left at eigenvalue {self.constant:.2g}"
-        )
+        words = "what the next block acts on"
+        if math.isnan(self.constant):
+            return words
+        return f"{words}, half of which is left at eigenvalue {self.constant:.2g}"
 
 
 def known_states(knots: tuple[float, ...], mu_top: float) -> tuple[SolverState, ...]:

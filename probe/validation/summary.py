@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from probe.findings import Verdict
+from probe.rule import LEARNERS
 from probe.scores import Reading, nulls
 from probe.validation.specimens import Label
 
-LEARNERS = ("first_order", "least_squares")
 BINS = 5
 DRAWS = 2000
 
