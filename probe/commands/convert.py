@@ -1,0 +1,27 @@
+"""`mesaprobe convert`: any readable checkpoint to the native folder."""
+
+from pathlib import Path
+
+import click
+
+from probe.commands.options import checkpoint_argument, preset_option
+from probe.errors import InputError
+
+
+@click.command()
+@checkpoint_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@preset_option
+def convert(checkpoint: Path, out: Path, preset: str | None) -> None:
+    """Writes CHECKPOINT to the folder OUT in the native format."""
+    from probe.checkpoints.base import load
+    from probe.checkpoints.native import write_native
+
+    subject = load(checkpoint, preset)
+    if out.exists():
+        raise InputError(f"{out}: exists already")
+    write_native(subject.model, subject.task, out)
+    click.echo(f"{out}: {len(subject.tensors)} tensors, sha256 {subject.sha256[:16]}")
+
+
+NAMED = {"convert": convert}

@@ -1,0 +1,30 @@
+"""`mesaprobe describe`: what is in a checkpoint."""
+
+import json
+from pathlib import Path
+
+import click
+
+from probe.commands.options import checkpoint_argument, load_with_task, preset_option, task_option
+
+
+@click.command()
+@checkpoint_argument
+@preset_option
+@task_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def describe(checkpoint: Path, preset: str | None, task_name: str | None, as_json: bool) -> None:
+    """Shows the tensors, hook sites and sizes of CHECKPOINT."""
+    from probe.description import describe_subject
+    from probe.progress import print_table
+
+    subject, task = load_with_task(checkpoint, preset, task_name)
+    described = describe_subject(subject, task)
+    if as_json:
+        click.echo(json.dumps(described.to_dict(), indent=2))
+        return
+    for title, columns, rows in described.tables():
+        print_table(title, columns, rows)
+
+
+NAMED = {"describe": describe}

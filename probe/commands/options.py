@@ -1,0 +1,63 @@
+"""Options and steps that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from probe.checkpoints.base import Subject
+    from probe.tasks.base import Task
+
+checkpoint_argument = click.argument("checkpoint", type=click.Path(path_type=Path))
+preset_option = click.option(
+    "--preset", metavar="NAME", help="What the file does not state; see `mesaprobe list presets`."
+)
+task_option = click.option(
+    "--task", "task_name", metavar="NAME", help="Task; the checkpoint's own by default."
+)
+sequences_option = click.option(
+    "--sequences", default=4096, show_default=True, help="Half of them fit, half test."
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the data.")
+batch_option = click.option(
+    "--batch-size", default=256, show_default=True, help="Sequences per forward pass."
+)
+workers_option = click.option(
+    "--workers", default=2, show_default=True, help="Threads that work on shards."
+)
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto takes CUDA where there is one.",
+)
+
+
+def load_with_task(
+    checkpoint: Path, preset: str | None, task_name: str | None
+) -> "tuple[Subject, Task]":
+    """The subject, and the task asked for or its own."""
+    from probe.checkpoints.base import load
+    from probe.tasks.base import find_task
+
+    subject = load(checkpoint, preset)
+    name = task_name or subject.task
+    if name is None:
+        raise InputError(f"{checkpoint}: states no task of its own; give --task NAME")
+    return subject, find_task(name)
+
+
+def choose_device(asked: str) -> str:
+    """The device asked for, where there is one."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise InputError("--device cuda: there is no CUDA device")
+    return "cuda" if there and asked != "cpu" else "cpu"
