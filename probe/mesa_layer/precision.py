@@ -1,0 +1,82 @@
+"""When float32 is not enough for the state."""
+
+import math
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.mesa_layer.chunks import Chunks
+from probe.mesa_layer.problem import LeastSquares
+
+LOST = 1e-3  # share of the solution that rounding may take before the state is widened
+LONGEST = 64
+
+
+class IllConditioned(UserWarning):
+    """The moments are so ill-conditioned that the state is carried in float64."""
+
+
+def largest_eigenvalue(matrices: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
+    """Of positive semidefinite matrices; an upper bound, at most d^(1/8) times too large."""
+    scale = matrices.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-30)
+    scaled = matrices / scale[..., None, None]
+    squared = scaled @ scaled
+    return scale * (squared @ squared).norm(dim=(-2, -1)) ** 0.25
+
+
+def condition(
+    chunks: Chunks, inverse: Float[Tensor, "batch heads n d d"]
+) -> Float[Tensor, "batch heads n"]:
+    """Estimates the largest condition number of H_t within each chunk.
+
+    Args:
+        chunks: The problem.
+        inverse: (G + Lambda)^-1 before each chunk.
+    """
+    written = chunks.written(chunks.k)
+    above = largest_eigenvalue(chunks.g + chunks.k.mT @ written)
+    below = 1 / largest_eigenvalue(inverse)
+    if chunks.log_r is not None:
+        below = below * chunks.log_r.amin(-1).exp()
+    if chunks.stays:
+        ridge = chunks.start.diagonal(dim1=-2, dim2=-1)
+        above = above + ridge.amax(-1)[:, None]
+        below = below.clamp(min=ridge.amin(-1)[:, None])
+    return above / below
+
+
+def too_coarse(worst: float, dtype: torch.dtype) -> bool:
+    """Whether a condition number is beyond a precision; tells the user where it is."""
+    coarse = not worst * torch.finfo(dtype).eps <= LOST
+    if coarse and dtype == torch.float64:
+        warnings.warn(
+            f"mesa-layer: condition number {worst:.1g} is beyond float64; outputs may be wrong",
+            IllConditioned,
+            stacklevel=2,
+        )
+    elif coarse:
+        known = f"condition number {worst:.1g}" if math.isfinite(worst) else "singular moments"
+        warnings.warn(
+            f"mesa-layer: {known}, too much for {dtype}; the state is carried in float64",
+            IllConditioned,
+            stacklevel=2,
+        )
+    return coarse
+
+
+@torch.no_grad()
+def state_dtype(problem: LeastSquares) -> torch.dtype:
+    """float64 for a problem that is given in float64 or too ill-conditioned for float32."""
+    dtype = problem.keys.dtype
+    if dtype == torch.float64:
+        return dtype
+    chunks = Chunks.cut(problem, LONGEST)
+    whole = chunks.g + chunks.start[:, None] if chunks.stays else chunks.g
+    factor, info = torch.linalg.cholesky_ex(whole)
+    if bool(info.any()):
+        worst = math.inf
+    else:
+        worst = float(condition(chunks, torch.cholesky_inverse(factor)).max())
+    return torch.float64 if too_coarse(worst, dtype) else dtype
