@@ -54,7 +54,7 @@ class Chunks:
             if number * length > time:
                 filling = x.new_zeros(*x.shape[:2], number * length - time, *x.shape[3:])
                 x = torch.cat([x, filling], 2)
-            return x.unflatten(2, (number, length))
+            return x.unflatten(2, (number, length)).contiguous()
 
         return cls(
             fold(problem.keys),
@@ -92,7 +92,9 @@ class Chunks:
 
     def weighted(self, scores: _Square) -> _Square:
         """Scores (t, j) times the weight of j at t; overwrites them."""
-        return scores.tril_() if self.weights is None else scores.mul_(self.weights)
+        if self.weights is None:
+            return scores.tril_()
+        return scores.mul_(self.weights[:, :, : scores.shape[2]])
 
     def decayed(self, scores: _Square) -> _Square:
         """The same without beta; overwrites them."""
@@ -100,7 +102,7 @@ class Chunks:
 
     def rows(self, x: _Rows) -> _Rows:
         """Rows times r_t."""
-        return x if self.log_r is None else x * self.log_r.exp()[..., None]
+        return x if self.log_r is None else x * self.log_r[:, :, : x.shape[2], :, None].exp()
 
     def to_end(self, x: _Rows) -> _Rows:
         """Rows j times what is left of pair j at the chunk's end, without beta."""
@@ -115,31 +117,29 @@ class Chunks:
     def before(self, sums: _Matrix, start: Tensor | None = None) -> _Matrix:
         """The state before each chunk, from what each adds and the state before the first."""
         state = torch.zeros_like(sums[:, :, 0]) if start is None else start.expand_as(sums[:, :, 0])
-        if self.log_r is None:
-            return sums.cumsum(2) - sums + state[:, :, None]
         return self._scan(sums, state, range(sums.shape[2]))
 
     def after(self, sums: _Matrix) -> _Matrix:
         """What later chunks add up to at each chunk's end, from what each adds at its start."""
-        if self.log_r is None:
-            return sums.flip(2).cumsum(2).flip(2) - sums
         return self._scan(sums, torch.zeros_like(sums[:, :, 0]), range(sums.shape[2])[::-1])
 
     def _scan(self, sums: _Matrix, state: Tensor, order: range) -> _Matrix:
         """The state that each chunk meets in this order; every chunk fades it and adds its sum."""
-        assert self.log_r is not None
-        kept = self.log_r[..., -1, None, None].exp()
-        met: list[Tensor] = []
+        kept = None if self.log_r is None else self.log_r[..., -1, None, None].exp()
+        met = torch.empty_like(sums)
         for n in order:
-            met.append(state)
-            state = kept[:, :, n] * state + sums[:, :, n]
-        return torch.stack(met[:: order.step], 2)
+            met[:, :, n] = state
+            state = (state if kept is None else kept[:, :, n] * state) + sums[:, :, n]
+        return met
 
     @cached_property
     def gained(self) -> tuple[_Matrix, _Matrix]:
         """What each chunk adds to G and to the transpose of C."""
         written = self.written(self.to_end(self.k))
-        return self.k.mT @ written, written.mT @ self.v
+        if self.single:
+            return written.mT @ self.k, self.v[:, :, :, :0]
+        both = written.mT @ torch.cat([self.k, self.v], -1)
+        return both[..., : self.k.shape[-1]], both[..., self.k.shape[-1] :]
 
     @cached_property
     def g(self) -> _Matrix:
@@ -151,16 +151,36 @@ class Chunks:
         """The transpose of C before each chunk, (d_k, d_v)."""
         return self.before(self.gained[1])
 
-    def hessian(self, p: _Rows) -> _Rows:
-        """H_t p_t."""
-        inside = self.weighted(p @ self.k.mT) @ self.k
-        whole = inside + self.rows(p @ self.g)
-        return whole + p @ self.start[:, None] if self.stays else whole
+    @property
+    def single(self) -> bool:
+        """Whether one chunk holds all; before it there are no pairs, only a diagonal Lambda."""
+        return self.k.shape[2] == 1
 
-    def read(self, p: _Rows) -> _Rows:
-        """C_t p_t."""
-        return self.weighted(p @ self.k.mT) @ self.v + self.rows(p @ self.c)
+    @property
+    def ridge(self) -> Float[Tensor, "heads 1 1 d"]:
+        """The diagonal of Lambda, to multiply rows with."""
+        return self.start.diagonal(dim1=-2, dim2=-1)[:, None, None]
 
-    def read_back(self, o: _Rows) -> _Rows:
-        """C_t^T o_t."""
-        return self.weighted(o @ self.v.mT) @ self.k + self.rows(o @ self.c.mT)
+    def hessian(self, p: _Rows, first: int | None = None) -> _Rows:
+        """H_t p_t, for the first chunks only if their number is given."""
+        k = self.k[:, :, :first]
+        whole = self.weighted(p @ k.mT) @ k
+        if self.stays:
+            whole += p * self.ridge
+        if not self.single:
+            whole += self.rows(p @ self.g[:, :, :first])
+        elif not self.stays:
+            whole += self.rows(p * self.ridge)
+        return whole
+
+    def read(self, p: _Rows) -> tuple[_Rows, _Square]:
+        """C_t p_t, and the weighted scores p_t . k_j that it is made with."""
+        scores = self.weighted(p @ self.k.mT)
+        inside = scores @ self.v
+        return inside if self.single else inside + self.rows(p @ self.c), scores
+
+    def read_back(self, o: _Rows) -> tuple[_Rows, _Square]:
+        """C_t^T o_t, and the weighted scores o_t . v_j that it is made with."""
+        scores = self.weighted(o @ self.v.mT)
+        inside = scores @ self.k
+        return inside if self.single else inside + self.rows(o @ self.c.mT), scores

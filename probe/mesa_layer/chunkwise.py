@@ -1,15 +1,15 @@
 """The exact solution in chunks, by matrix products.
 
 Before a chunk with keys X (rows) the inverse R = G^-1 is known from a fresh Cholesky
-factorisation G = F F^T, so that no error builds up over chunks. With Y = X F^-T and
-I + Y Y^T = L L^T, the leading block of L^-1 belongs to the shorter prefix (Woodbury's identity
-prefix by prefix), hence
+factorisation, so that no error builds up over chunks. With I + X R X^T = L L^T, the leading block
+of L^-1 belongs to the shorter prefix (Woodbury's identity prefix by prefix), hence
 
-    R_t q_t = F^-T (I - sum_{i<=t} a_i a_i^T) F^-1 q_t,   A = L^-1 Y with rows a_i:
+    R_t q_t = R q_t - sum_{i<=t} z_i (z_i . q_t),   Z = L^-1 X R with rows z_i:
 
 one causal product answers all positions of the chunk. The difference cancels where R_t is much
-smaller than R, so each solution is refined once by its own residual, which is again made of causal
-products. Forgotten pairs enter with the weights that they have at the chunk's start.
+smaller than R, as in the first chunk; there a solution is refined by its own residual, which is
+again made of causal products. Forgotten pairs enter with the weights that they would have at the
+chunk's start.
 """
 
 import math
@@ -26,6 +26,8 @@ from probe.mesa_layer.precision import LONGEST, condition, too_coarse
 from probe.mesa_layer.problem import LeastSquares
 
 _Rows = Float[Tensor, "batch heads n c _"]
+CALM = 50.0  # up to this condition number of a chunk nothing cancels that would be missed
+ROUGH = 1e6  # up to this one a single refinement is enough
 FADED = 4.7  # a chunk may forget down to a hundredth; beyond, its start says little of its end
 
 
@@ -73,18 +75,19 @@ class Woodbury(Solver):
 
     def __init__(self, chunks: Chunks):
         self.chunks = chunks
-        factor, failed = torch.linalg.cholesky_ex(chunks.g)
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        self.whitener = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        y = self._at_start(chunks.k) @ self.whitener.mT
-        inner = y @ y.mT
+        self.inverse, failed = _inverted(chunks)
+        weighted = self._at_start(chunks.k)
+        y = self._before(weighted)
+        inner = y @ weighted.mT
         inner.diagonal(dim1=-2, dim2=-1).add_(1)
-        inner_factor, inner_failed = torch.linalg.cholesky_ex(inner)
-        self.a = torch.linalg.solve_triangular(inner_factor, y, upper=False)
+        factor, info = torch.linalg.cholesky_ex(inner)
+        self.z = torch.linalg.solve_triangular(factor, y, upper=False)
         # The largest condition number of any H_t, as estimated; infinite where a factor failed.
-        self.worst = math.inf
-        if not bool(failed.any() | inner_failed.any()):
-            self.worst = float(condition(chunks, self.whitener.mT @ self.whitener).max())
+        self.worst, self.rough = math.inf, chunks.k.shape[2]
+        if not (failed or bool(info.any())):
+            kappa = condition(chunks, self.inverse).amax((0, 1)).tolist()
+            self.worst = max(kappa)
+            self.rough = max((n + 1 for n, k in enumerate(kappa) if k > CALM), default=0)
 
     @classmethod
     @torch.no_grad()
@@ -93,16 +96,30 @@ class Woodbury(Solver):
         return cls(Chunks.cut(problem, longest))
 
     def solve(self, rhs: _Rows) -> _Rows:
-        """p_t = H_t^-1 rhs_t, refined once."""
+        """p_t = H_t^-1 rhs_t; refined in the chunks up to the last that cancels."""
         p = self._by_factors(rhs)
-        return p + self._by_factors(rhs - self.chunks.hessian(p))
+        first = slice(self.rough)
+        for _ in range(self.rounds):
+            left = rhs[:, :, first] - self.chunks.hessian(p[:, :, first], self.rough)
+            p[:, :, first] += self._by_factors(left)
+        return p
+
+    @property
+    def rounds(self) -> int:
+        """How often to refine; each round gains digits as long as rounding leaves some."""
+        return 0 if not self.rough else 1 if self.worst < ROUGH else 2
 
     def _by_factors(self, rhs: _Rows) -> _Rows:
-        white = rhs @ self.whitener.mT
-        white = white - (white @ self.a.mT).tril_() @ self.a
-        p = white @ self.whitener
+        z = self.z[:, :, : rhs.shape[2]]
+        p = self._before(rhs) - (rhs @ z.mT).tril_() @ z
         log_r = self.chunks.log_r
-        return p if log_r is None else p * (-log_r).exp()[..., None]
+        return p if log_r is None else p * (-log_r[:, :, : p.shape[2], :, None]).exp()
+
+    def _before(self, rows: _Rows) -> _Rows:
+        """R times rows."""
+        if self.inverse is None:
+            return rows / self.chunks.ridge
+        return rows @ self.inverse[:, :, : rows.shape[2]]
 
     def _at_start(self, keys: _Rows) -> _Rows:
         """Keys times the root of the weight that they would have at the chunk's start."""
@@ -110,3 +127,11 @@ class Woodbury(Solver):
         if chunks.log_r is not None:
             keys = keys * (-0.5 * chunks.log_r).exp()[..., None]
         return keys if chunks.beta is None else keys * chunks.beta.sqrt()[..., None]
+
+
+def _inverted(chunks: Chunks) -> tuple[Tensor | None, bool]:
+    """R before each chunk, and whether one could not be had; None where there is only Lambda."""
+    if chunks.single:
+        return None, not bool((chunks.ridge > 0).all())
+    factor, info = torch.linalg.cholesky_ex(chunks.g)
+    return torch.cholesky_inverse(factor), bool(info.any())

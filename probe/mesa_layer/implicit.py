@@ -53,23 +53,28 @@ class Implicit(Function):
     ) -> Tensor:
         """The tensors stand here for autograd; the solver holds them in chunks."""
         chunks = solver.chunks
-        solved = solver.solve(chunks.q)
-        ctx.save_for_backward(solved)
+        p = solver.solve(chunks.q)
+        output, scores = chunks.read(p)
+        ctx.save_for_backward(p, scores)
         ctx.solver = solver
-        return chunks.joined(chunks.read(solved))
+        return chunks.joined(output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients in the order of forward's arguments."""
-        (p,) = ctx.saved_tensors
+        p, read = ctx.saved_tensors
         solver: Solver = ctx.solver
         chunks = solver.chunks
         o = torch.zeros_like(chunks.v).flatten(2, 3)
         o[:, :, : chunks.time] = incoming
         o = o.view_as(chunks.v)
-        u = solver.solve(chunks.read_back(o))
-        dk, dv = _pairs(chunks, p, u, o)
+        rhs, told = chunks.read_back(o)
+        u = solver.solve(rhs)
+        if chunks.beta is not None:
+            # beta is a factor of k' and v' alike, and may be 0: it is put in at the end.
+            read, told = chunks.decayed(p @ chunks.k.mT), chunks.decayed(o @ chunks.v.mT)
+        dk, dv = _pairs(chunks, (p, u, o), read, told)
         # Scaling k_j and v_j by s scales beta_j by s^2.
         scaled = 0.5 * ((chunks.k * dk).sum(-1) + (chunks.v * dv).sum(-1))
         dk, dv = chunks.written(dk), chunks.written(dv)
@@ -82,20 +87,27 @@ class Implicit(Function):
         return (*map(chunks.joined, (dk, dv, u)), ridge, write, forget, None)
 
 
-def _pairs(chunks: Chunks, p: Tensor, u: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of keys and values, before the factor beta."""
+def _pairs(
+    chunks: Chunks, solved: tuple[Tensor, Tensor, Tensor], read: Tensor, told: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of keys and values, before the factor beta.
+
+    Args:
+        chunks: The problem.
+        solved: p_t, u_t and o'_t.
+        read: D_tj (p_t . k_j).
+        told: D_tj (o'_t . v_j).
+    """
     k, v = chunks.k, chunks.v
-    read = chunks.decayed(p @ k.mT)
-    solved = chunks.decayed(u @ k.mT)
-    told = chunks.decayed(o @ v.mT)
-    dv, dk = read.mT @ o, (told - solved).mT @ p - read.mT @ u
-    if k.shape[2] > 1:
-        faded = chunks.rows(p)
-        later = chunks.after(faded.mT @ o)
-        moved = chunks.after(chunks.rows(u).mT @ p)
-        dv = dv + chunks.to_end(k @ later)
-        dk = dk + chunks.to_end(v @ later.mT - k @ (moved + moved.mT))
-    return dk, dv
+    p, u, o = solved
+    both = torch.cat([o, u], -1)
+    dv, from_u = (read.mT @ both).split((o.shape[-1], u.shape[-1]), -1)
+    dk = (told - chunks.decayed(u @ k.mT)).mT @ p - from_u
+    if chunks.single:
+        return dk, dv
+    later, moved = chunks.after(chunks.rows(p).mT @ both).split((o.shape[-1], u.shape[-1]), -1)
+    dv = dv + chunks.to_end(k @ later)
+    return dk + chunks.to_end(v @ later.mT - k @ (moved + moved.mT)), dv
 
 
 def _forgetting(chunks: Chunks, products: Tensor, scaled: Tensor) -> Tensor:
@@ -103,8 +115,7 @@ def _forgetting(chunks: Chunks, products: Tensor, scaled: Tensor) -> Tensor:
     own = scaled if chunks.beta is None else scaled * chunks.beta
     per_position = -own
     if chunks.stays:
-        ridge = torch.diagonal(chunks.start, dim1=-2, dim2=-1)[:, None, None]
-        per_position = per_position + (products * ridge).sum(-1)
+        per_position = per_position + (products * chunks.ridge).sum(-1)
     flat = per_position.flatten(2, 3)
     return flat.flip(-1).cumsum(-1).flip(-1).view_as(per_position)
 

@@ -19,29 +19,28 @@ class IllConditioned(UserWarning):
 
 
 def largest_eigenvalue(matrices: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
-    """Of positive semidefinite matrices; an upper bound, at most d^(1/8) times too large."""
-    scale = matrices.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-30)
-    scaled = matrices / scale[..., None, None]
-    squared = scaled @ scaled
-    return scale * (squared @ squared).norm(dim=(-2, -1)) ** 0.25
+    """Of symmetric matrices; an upper bound, at most sqrt(d) times too large: the row sum norm."""
+    return matrices.abs().sum(-1).amax(-1)
 
 
 def condition(
-    chunks: Chunks, inverse: Float[Tensor, "batch heads n d d"]
+    chunks: Chunks, inverse: Float[Tensor, "batch heads n d d"] | None
 ) -> Float[Tensor, "batch heads n"]:
-    """Estimates the largest condition number of H_t within each chunk.
+    """Estimates the largest condition number of H_t within each chunk; rather too large.
 
     Args:
         chunks: The problem.
-        inverse: (G + Lambda)^-1 before each chunk.
+        inverse: (G + Lambda)^-1 before each chunk; None where there is nothing but Lambda.
     """
-    written = chunks.written(chunks.k)
-    above = largest_eigenvalue(chunks.g + chunks.k.mT @ written)
-    below = 1 / largest_eigenvalue(inverse)
+    gained = chunks.gained[0]
+    if chunks.log_r is not None:
+        gained = chunks.k.mT @ chunks.written(chunks.k)
+    above = largest_eigenvalue(chunks.g + gained)
+    ridge = chunks.ridge[:, 0, 0]
+    below = ridge.amin(-1)[:, None] if inverse is None else 1 / largest_eigenvalue(inverse)
     if chunks.log_r is not None:
         below = below * chunks.log_r.amin(-1).exp()
     if chunks.stays:
-        ridge = chunks.start.diagonal(dim1=-2, dim2=-1)
         above = above + ridge.amax(-1)[:, None]
         below = below.clamp(min=ridge.amin(-1)[:, None])
     return above / below
