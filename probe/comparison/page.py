@@ -1,0 +1,194 @@
+"""A comparison as a page: which model predicts better, by which algorithm, and how alike."""
+
+from probe.comparison import charts, record, tables
+from probe.comparison.layers import read_layers
+from probe.comparison.record import Readings
+from probe.comparison.run import Comparison, Side
+from probe.comparison.tables import ends
+from probe.findings import Table
+from probe.report.page import Page, Section
+from probe.report.text import number, words
+from probe.tasks.base import label
+
+_LOSSES_NOTE = (
+    "A lower loss on one task does not show which algorithm a model runs, nor that it is better on "
+    "other inputs."
+)
+_VERDICTS_NOTE = (
+    "Two models of one class need not compute the same thing inside, and each verdict holds for "
+    "its own task's inputs."
+)
+_LAYERS_NOTE = (
+    "What is decoded from a layer is decodable there, not an iterate that the layer holds; any "
+    "iterative solver has a falling effective lambda."
+)
+_CKA_NOTE = (
+    "That two models run the same algorithm. CKA compares the geometry of activations: different "
+    "algorithms that carry the same tokens and reach the same predictions look alike, and one "
+    "algorithm in another basis of unequal scales looks different. Tokens of one sequence are not "
+    "independent, so its floor is that of the controls, not zero."
+)
+
+
+def build(comparison: Comparison) -> Page:
+    """The content of compare.html, compare.md and compare.json."""
+    readings = {model.label: read_layers(model.tables) for model in comparison.models}
+    sections: list[Section] = []
+    for at, side in enumerate(comparison.sides):
+        where = f" ({side.models[0].task['name']})" if len(comparison.sides) > 1 else ""
+        end = charts.suffix(at)
+        sections += [_losses(side, end, where), _excess(side, end, where)]
+        sections += _layers(side, readings, end, where)
+        sections += _alike(side, end, where)
+    verdicts = tables.verdicts(comparison.models)
+    if verdicts is not None:
+        sections.insert(2, _verdicts(verdicts))
+    return Page(
+        name="compare",
+        eyebrow=" · ".join(model.label for model in comparison.models),
+        answer=answer(comparison),
+        facts=_facts(comparison),
+        sections=(*sections, *_not_compared(comparison)),
+        results=record.to_dict(comparison, readings),
+    )
+
+
+def answer(comparison: Comparison) -> str:
+    """The outcome in one sentence: paired differences, where there are any."""
+    side = comparison.sides[0]
+    gaps = [(m.label, m.losses.difference) for m in side.models if m.losses and m.losses.difference]
+    if not gaps:
+        parts = [
+            f"{model.label} {number(model.reference['excess_of_model'])} ({model.task['name']})"
+            for model in comparison.models
+            if model.reference
+        ]
+        return f"Loss above that of the fitted mesa-layer: {', '.join(parts) or 'not known'}."
+    parts = []
+    for name, gap in gaps:
+        way = "above" if gap.lo > 0 else "below"
+        told = f"{number(abs(gap.value))} {way} it" if gap.lo * gap.hi > 0 else "not told from it"
+        parts.append(f"{name} {told} ({ends(gap.lo, gap.hi)})")
+    return f"Beside the loss of {side.first} on the same sequences: {'; '.join(parts)}."
+
+
+def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    names = dict.fromkeys(str(model.task["name"]) for model in comparison.models)
+    facts = [("Models", str(len(comparison.models))), ("Tasks", ", ".join(names))]
+    if any(side.measured for side in comparison.sides):
+        half = comparison.sequences // 2
+        facts += [
+            ("Sequences", f"{comparison.sequences - half} fit, {half} test"),
+            ("Seed", str(comparison.seed)),
+        ]
+    return tuple(facts)
+
+
+def _losses(side: Side, end: str, where: str) -> Section:
+    figures = [charts.loss_chart(side, f"loss_by_position{end}")]
+    difference = charts.difference_chart(side, f"difference_by_position{end}")
+    if difference.series:
+        figures.append(difference)
+    layouts = {str(model.task["name"]) for model in side.models if model.losses}
+    text = f"Loss is half the mean squared norm of the error. {_pairing(side)}"
+    if len(layouts) > 1:
+        text += (
+            f" The tasks {' and '.join(sorted(layouts))} draw the same sequences from one seed; "
+            "each model reads them in its own layout of tokens."
+        )
+    return Section(
+        f"Which predicts better, and where?{where}",
+        text,
+        tuple(figures),
+        (Table(f"models{end}", tables.models(side)),),
+        (Table(f"losses{end}", tables.losses(side)),),
+        _LOSSES_NOTE,
+    )
+
+
+def _pairing(side: Side) -> str:
+    run = [model.label for model in side.models if model.losses]
+    if len(run) > 1:
+        return (
+            f"{', '.join(run)} ran on the same test sequences, so each difference to {side.first} "
+            "is paired; intervals resample blocks of whole sequences."
+        )
+    return "No two of the models were run here, so no difference is paired."
+
+
+def _excess(side: Side, end: str, where: str) -> Section:
+    measured = side.measured
+    if measured is None or side.task is None:
+        text = "From finished results: the mesa-layer of each run, fitted on its fit split."
+        return Section(f"How far from the best solver?{where}", text, charts.excess(side, end))
+    best = measured.solvers.ranked[0]
+    text = (
+        f"Every family of solvers was fitted to the targets of the fit split over "
+        f"t = {label(side.task.windows.judged)}; {words(best.family)} leaves the least there. Its "
+        f"loss on the test split is {number(best.loss.value)} "
+        f"({ends(best.loss.lo, best.loss.hi)})."
+    )
+    return Section(
+        f"How far from the best solver?{where}",
+        text,
+        charts.excess(side, end),
+        (Table(f"solvers{end}", tables.solvers(measured.solvers)),),
+        note="That a model near a solver's loss runs that solver.",
+    )
+
+
+def _verdicts(verdicts: Table) -> Section:
+    return Section(
+        "Which algorithm does each run?",
+        "The verdict of the full analysis of each model, as `mesaprobe analyze` gives it.",
+        shown=(verdicts,),
+        note=_VERDICTS_NOTE,
+    )
+
+
+def _layers(side: Side, readings: Readings, end: str, where: str) -> list[Section]:
+    found = {m.label: readings[m.label] for m in side.models if readings[m.label]}
+    if not found:
+        return []
+    text = (
+        "Effective lambda is the smallest mu at which mu f(mu) passes 1/2. Gradient steps and "
+        "degree are the fewest within 0.01 of R^2 of the best scalar response; a dash: no number "
+        "in the families' range is, or the response explains too little to ask."
+    )
+    heading = f"How far has each layer solved the context?{where}"
+    shown = (Table(f"layers{end}", tables.layers(found)),)
+    return [Section(heading, text, charts.effective_lambda(found, end), shown, note=_LAYERS_NOTE)]
+
+
+def _alike(side: Side, end: str, where: str) -> list[Section]:
+    if side.measured is None or not side.measured.similarities:
+        return []
+    pairs = side.measured.similarities
+    text = (
+        f"Linear CKA over {pairs[0].tokens:,} tokens of the test split, the same tokens for both "
+        "models. Beside it stand two controls: the second model on another sequence, and its twin "
+        "with permuted weights, which says how alike untrained layers look."
+    )
+    return [
+        Section(
+            f"Are their layers alike?{where}",
+            text,
+            charts.cka_maps(pairs, end),
+            (Table(f"cka_summary{end}", tables.cka_summary(pairs)),),
+            (Table(f"cka{end}", tables.cka(pairs)),),
+            _CKA_NOTE,
+        )
+    ]
+
+
+def _not_compared(comparison: Comparison) -> list[Section]:
+    if not comparison.obstacles:
+        return []
+    text = "Each line names a comparison that was not made, and why."
+    return [
+        Section(
+            "What cannot be compared?",
+            text,
+            shown=(Table("not_compared", tables.not_compared(comparison.obstacles)),),
+        )
+    ]
