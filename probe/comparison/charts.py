@@ -65,20 +65,22 @@ def _theory(side: Side) -> Iterator[Series]:
         yield Series(name, list(range(2, len(loss) + 1)), _tail(loss), role="theory")
 
 
-def difference_chart(side: Side, name: str) -> LineChart:
-    """Paired differences to the first model, by position."""
+def ratio_chart(side: Side, name: str) -> LineChart:
+    """Losses as multiples of that of the first model, by position."""
     return LineChart(
         name,
-        f"Loss minus that of {side.first}, by position",
-        "Paired by sequence, with 95 % intervals from resampled blocks of whole sequences. Below "
-        "zero a model is better there than the first.",
+        f"Loss as a multiple of that of {side.first}",
+        "Ratio of mean losses on the same test sequences; 95 % intervals resample blocks of whole "
+        "sequences for both models at once. Below 1 a model is better there than the first. The "
+        "paired differences stand in the table of losses.",
         "position t (tokens seen)",
-        f"loss minus that of {side.first}",
+        f"loss / loss of {side.first}",
         tuple(
-            _line(model.label, model.losses.difference_by_position)
+            _line(model.label, model.losses.ratio_by_position)
             for model in side.models
-            if model.losses and model.losses.difference_by_position
+            if model.losses
         ),
+        log_y=True,
     )
 
 
@@ -178,4 +180,5 @@ def _map(pair: Similarity, name: str) -> HeatMap:
         tuple(str(layer) for layer in range(columns)),
         tuple(str(layer) for layer in range(rows)),
         tuple(tuple(row) for row in pair.values.tolist()),
+        limits=(0, 1),
     )

@@ -96,12 +96,10 @@ def _between(groups: Sequence[Group]) -> Iterator[Obstacle]:
 
 def _other_task(entry: Entry, first: Entry) -> str:
     """Why the losses of two tasks do not compare."""
-    for one in (entry, first):
-        if one.task is None and isinstance(one, Recorded):
-            name = one.results["task"]["name"]
-            return f"no task {name} with the parameters of the results of {one.label} is known here"
-    assert entry.task is not None and first.task is not None
     here, there = entry.task, first.task
+    if here is None or there is None:
+        unknown = entry.label if here is None else first.label
+        return f"the task of {unknown}, by its name and parameters, is not one that is known here"
     if here.width_out != there.width_out:
         return f"targets of width {here.width_out} ({here.name}), not {there.width_out}"
     return f"task {here.name} draws other sequences than {there.name}"

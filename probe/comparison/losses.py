@@ -37,6 +37,7 @@ class Losses:
         by_position: The loss at each position.
         difference: Loss minus that of the first model, paired; None for the first model itself.
         difference_by_position: The same at each position.
+        ratio_by_position: Loss over that of the first model at each position, resampled together.
         judged: The loss over the judged positions, where solvers are fitted.
         over_solver: Loss minus that of the best solver over those positions, paired.
     """
@@ -46,6 +47,7 @@ class Losses:
     by_position: Band
     difference: Interval | None
     difference_by_position: Band | None
+    ratio_by_position: Band
     judged: Interval
     over_solver: Interval
 
@@ -75,12 +77,12 @@ class Solvers:
     best_errors: Float[Tensor, " blocks"]
 
 
-def band(total: Float[Tensor, "blocks time"], count: Float[Tensor, " blocks"]) -> Band:
-    """sum(total) / sum(count) at each position; percentile intervals over resampled blocks."""
-    weights = resample_weights(blocks=len(count))
-    draws = (weights @ total) / (weights @ count)[:, None]
+def band(total: Float[Tensor, "blocks time"], per: Float[Tensor, "blocks time_or_one"]) -> Band:
+    """sum(total) / sum(per) at each position; percentile intervals over resampled blocks."""
+    weights = resample_weights(blocks=len(per))
+    draws = (weights @ total) / (weights @ per)
     ends = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return Band(total.sum(0) / count.sum(), ends[0], ends[1])
+    return Band(total.sum(0) / per.sum(0), ends[0], ends[1])
 
 
 def rank_solvers(stage: ResponseStage, measured: Measured, count: Tensor) -> Solvers:
@@ -115,9 +117,10 @@ def compare_losses(
         found[name] = Losses(
             reference=conclude(one),
             loss=mean_per_sequence(total.mean(1), count),
-            by_position=band(total, count),
+            by_position=band(total, count[:, None]),
             difference=None if gap is None else mean_per_sequence(gap.mean(1), count),
-            difference_by_position=None if gap is None else band(gap, count),
+            difference_by_position=None if gap is None else band(gap, count[:, None]),
+            ratio_by_position=band(total, totals[first]),
             judged=mean_per_sequence(late, count),
             over_solver=mean_per_sequence(late - solvers.best_errors, count),
         )

@@ -1,13 +1,15 @@
 """A comparison as a page: which model predicts better, by which algorithm, and how alike."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from probe.comparison import charts, record, tables
 from probe.comparison.layers import read_layers
 from probe.comparison.record import Readings
 from probe.comparison.run import Comparison, Side
-from probe.comparison.tables import ends
 from probe.findings import Table
 from probe.report.page import Page, Section
-from probe.report.text import number, words
+from probe.report.text import interval, number, words
 from probe.tasks.base import label
 
 _LOSSES_NOTE = (
@@ -54,22 +56,25 @@ def build(comparison: Comparison) -> Page:
 
 
 def answer(comparison: Comparison) -> str:
-    """The outcome in one sentence: paired differences, where there are any."""
+    """The outcome in one sentence: losses, and whether the paired differences exclude zero."""
     side = comparison.sides[0]
-    gaps = [(m.label, m.losses.difference) for m in side.models if m.losses and m.losses.difference]
-    if not gaps:
-        parts = [
-            f"{model.label} {number(model.reference['excess_of_model'])} ({model.task['name']})"
-            for model in comparison.models
-            if model.reference
-        ]
-        return f"Loss above that of the fitted mesa-layer: {', '.join(parts) or 'not known'}."
-    parts = []
-    for name, gap in gaps:
-        way = "above" if gap.lo > 0 else "below"
-        told = f"{number(abs(gap.value))} {way} it" if gap.lo * gap.hi > 0 else "not told from it"
-        parts.append(f"{name} {told} ({ends(gap.lo, gap.hi)})")
-    return f"Beside the loss of {side.first} on the same sequences: {'; '.join(parts)}."
+    run = [(model.label, model.losses) for model in side.models if model.losses]
+    if len(run) < 2:
+        told = [_beside_mesa(m.label, m.reference) for m in comparison.models if m.reference]
+        return " ".join(told) or "No loss is known."
+    losses = ", ".join(f"{name} {number(found.loss.value)}" for name, found in run)
+    gaps = [(name, found.difference) for name, found in run if found.difference]
+    open_ = [name for name, gap in gaps if gap.lo <= 0 <= gap.hi]
+    if open_:
+        rest = f"that of {side.first} cannot be told from that of {', '.join(open_)}"
+    else:
+        rest = f"no 95 % interval of a difference to {side.first} holds zero"
+    return f"Loss on the same sequences: {losses}; {rest}."
+
+
+def _beside_mesa(name: str, reference: Mapping[str, Any]) -> str:
+    loss, mesa = reference["model_loss"], reference["loss"]
+    return f"{name}: loss {number(loss)}, the fitted mesa-layer {number(mesa)}."
 
 
 def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
@@ -86,9 +91,8 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
 
 def _losses(side: Side, end: str, where: str) -> Section:
     figures = [charts.loss_chart(side, f"loss_by_position{end}")]
-    difference = charts.difference_chart(side, f"difference_by_position{end}")
-    if difference.series:
-        figures.append(difference)
+    if sum(model.losses is not None for model in side.models) > 1:
+        figures.append(charts.ratio_chart(side, f"ratio_by_position{end}"))
     layouts = {str(model.task["name"]) for model in side.models if model.losses}
     text = f"Loss is half the mean squared norm of the error. {_pairing(side)}"
     if len(layouts) > 1:
@@ -100,8 +104,8 @@ def _losses(side: Side, end: str, where: str) -> Section:
         f"Which predicts better, and where?{where}",
         text,
         tuple(figures),
-        (Table(f"models{end}", tables.models(side)),),
-        (Table(f"losses{end}", tables.losses(side)),),
+        (Table(f"summary{end}", tables.summary(side)),),
+        (Table(f"models{end}", tables.models(side)), Table(f"losses{end}", tables.losses(side))),
         _LOSSES_NOTE,
     )
 
@@ -126,7 +130,7 @@ def _excess(side: Side, end: str, where: str) -> Section:
         f"Every family of solvers was fitted to the targets of the fit split over "
         f"t = {label(side.task.windows.judged)}; {words(best.family)} leaves the least there. Its "
         f"loss on the test split is {number(best.loss.value)} "
-        f"({ends(best.loss.lo, best.loss.hi)})."
+        f"({interval(best.loss.lo, best.loss.hi)})."
     )
     return Section(
         f"How far from the best solver?{where}",
@@ -140,7 +144,7 @@ def _excess(side: Side, end: str, where: str) -> Section:
 def _verdicts(verdicts: Table) -> Section:
     return Section(
         "Which algorithm does each run?",
-        "The verdict of the full analysis of each model, as `mesaprobe analyze` gives it.",
+        "The verdict of the full analysis of each model on its own task.",
         shown=(verdicts,),
         note=_VERDICTS_NOTE,
     )

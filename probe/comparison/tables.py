@@ -12,38 +12,60 @@ from probe.comparison.run import Comparison, Model, Side
 from probe.comparison.similarity import Similarity, highest
 from probe.findings import Table
 from probe.report.text import interval, number, words
+from probe.statistics import Interval
 
 MISSING = "–"
 
 
-def ends(lo: float | None, hi: float | None) -> str:
-    """An interval as text."""
-    return interval(lo, hi)
+def summary(side: Side) -> pd.DataFrame:
+    """One row per model as it is read: size, loss and how far it is from the others."""
+    return pd.DataFrame([_summary_row(model, side.first) for model in side.models])
+
+
+def _summary_row(model: Model, first: str) -> dict[str, object]:
+    gaps = _gaps(model)
+    return {
+        "model": model.label,
+        "layers": model.subject["layers"],
+        "parameters": model.subject["parameters"],
+        "loss": (model.reference or {}).get("model_loss", float("nan")),
+        f"minus that of {first}": _text(gaps["minus_first"]),
+        "over the mesa-layer": _text(gaps["over_mesa"]),
+        "over the best solver": _text(gaps["over_solver"]),
+    }
 
 
 def models(side: Side) -> pd.DataFrame:
-    """One row per model: size, loss and differences."""
-    return pd.DataFrame([_row(model) for model in side.models])
+    """One row per model with all ends of intervals."""
+    return pd.DataFrame([_model_row(model) for model in side.models])
 
 
-def _row(model: Model) -> dict[str, object]:
-    reference, losses = model.reference or {}, model.losses
-    gap = losses.difference if losses else None
-    over = losses.over_solver if losses else None
-    lo, hi = reference.get("excess_lo"), reference.get("excess_hi")
-    return {
+def _model_row(model: Model) -> dict[str, object]:
+    row = {
         "model": model.label,
         "from": model.source,
         "layers": model.subject["layers"],
         "parameters": model.subject["parameters"],
-        "loss": reference.get("model_loss", float("nan")),
-        "minus first": gap.value if gap else float("nan"),
-        "minus first, 95 %": ends(gap.lo, gap.hi) if gap else MISSING,
-        "over mesa-layer": reference.get("excess_of_model", float("nan")),
-        "over mesa-layer, 95 %": ends(lo, hi) if reference else MISSING,
-        "over best solver": over.value if over else float("nan"),
-        "over best solver, 95 %": ends(over.lo, over.hi) if over else MISSING,
+        "loss": (model.reference or {}).get("model_loss", float("nan")),
     }
+    for name, gap in _gaps(model).items():
+        row |= {name: gap.value, f"{name}_lo": gap.lo, f"{name}_hi": gap.hi} if gap else {}
+    return row
+
+
+def _gaps(model: Model) -> dict[str, Interval | None]:
+    """How far the loss is from that of the first model, the mesa-layer and the best solver."""
+    reference, losses = model.reference, model.losses
+    ends = ("excess_of_model", "excess_lo", "excess_hi")
+    return {
+        "minus_first": losses.difference if losses else None,
+        "over_mesa": Interval(*(reference[key] for key in ends)) if reference else None,
+        "over_solver": losses.over_solver if losses else None,
+    }
+
+
+def _text(gap: Interval | None) -> str:
+    return f"{number(gap.value)} ({interval(gap.lo, gap.hi)})" if gap else MISSING
 
 
 def losses(side: Side) -> pd.DataFrame:
@@ -94,7 +116,7 @@ def solvers(ranked: Solvers) -> pd.DataFrame:
                 "solver": words(solver.family),
                 "constants": _constants(solver.constants),
                 "loss": solver.loss.value,
-                "95 %": ends(solver.loss.lo, solver.loss.hi),
+                "95 %": interval(solver.loss.lo, solver.loss.hi),
             }
             for solver in ranked.ranked
         ]
@@ -125,22 +147,22 @@ def verdicts(compared: Sequence[Model]) -> Table | None:
 
 
 def layers(readings: Mapping[str, tuple[LayerReading, ...]]) -> pd.DataFrame:
-    """One row per model, site and layer."""
-    return pd.DataFrame(
-        [
-            {
-                "model": model,
-                "site": reading.site,
-                "layer": reading.layer,
-                "effective lambda": reading.effective_lambda,
-                "gradient steps": MISSING if reading.steps is None else reading.steps,
-                "degree": MISSING if reading.degree is None else reading.degree,
-                "R^2 of the response": reading.spline_r2,
-            }
-            for model, found in readings.items()
-            for reading in found
-        ]
-    )
+    """One row per model, site and layer that says anything."""
+    rows = [
+        {
+            "model": model,
+            "site": reading.site,
+            "layer": reading.layer,
+            "effective lambda": reading.effective_lambda,
+            "gradient steps": float("nan") if reading.steps is None else reading.steps,
+            "degree": float("nan") if reading.degree is None else reading.degree,
+            "R^2 of the response": reading.spline_r2,
+        }
+        for model, found in readings.items()
+        for reading in found
+        if reading.spline_r2 == reading.spline_r2
+    ]
+    return pd.DataFrame(rows, dtype=object)  # so that counts stay whole beside gaps
 
 
 def cka_summary(pairs: Sequence[Similarity]) -> pd.DataFrame:
@@ -186,8 +208,15 @@ def not_compared(obstacles: Sequence[Obstacle]) -> pd.DataFrame:
     return pd.DataFrame([asdict(obstacle) for obstacle in obstacles]).rename(columns=names)
 
 
-TERMINAL_COLUMNS = ("model", "layers", "parameters", "loss", "minus first", "over mesa-layer",
-                    "over best solver", "class")  # fmt: skip
+TERMINAL_COLUMNS = (
+    "model",
+    "parameters",
+    "loss",
+    "minus the first",
+    "over mesa-layer",
+    "over best solver",
+    "class",
+)
 
 
 def terminal_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -196,22 +225,14 @@ def terminal_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _terminal_row(model: Model) -> tuple[str, ...]:
-    reference, losses = model.reference, model.losses
-    gap = losses.difference if losses else None
-    over = losses.over_solver if losses else None
     return (
         model.label,
-        str(model.subject["layers"]),
         f"{model.subject['parameters']:,}",
-        f"{reference['model_loss']:.4f}" if reference else MISSING,
-        _fixed(gap.value, gap.lo, gap.hi) if gap else MISSING,
-        _fixed(*(reference[key] for key in ("excess_of_model", "excess_lo", "excess_hi")))
-        if reference
-        else MISSING,
-        _fixed(over.value, over.lo, over.hi) if over else MISSING,
+        f"{model.reference['model_loss']:.4f}" if model.reference else MISSING,
+        *(_fixed(gap) if gap else MISSING for gap in _gaps(model).values()),
         words(model.verdict["class"]) if model.verdict else MISSING,
     )
 
 
-def _fixed(value: float, lo: float, hi: float) -> str:
-    return f"{value:.4f}\n[{lo:.4f}, {hi:.4f}]"
+def _fixed(gap: Interval) -> str:
+    return f"{gap.value:.4f}\n[{gap.lo:.4f}, {gap.hi:.4f}]"
