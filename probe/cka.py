@@ -27,7 +27,7 @@ class CrossMoments:
         products: sum x y^T.
     """
 
-    rows: float
+    rows: int
     sum_x: Float[Tensor, " d"]
     sum_y: Float[Tensor, " k"]
     products: Float[Tensor, "d k"]

@@ -8,7 +8,9 @@ from probe.comparison.layers import LayerReading
 from probe.comparison.losses import Band
 from probe.comparison.run import Model, Side
 from probe.comparison.similarity import Similarity, highest
-from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Panels, Series
+from probe.findings import HeatMap, IntervalChart, LineChart, Panels, Series
+from probe.report.text import words
+from probe.statistics import Interval
 from probe.tasks.base import label
 
 _DRAWN_PAIRS = 6
@@ -84,59 +86,59 @@ def ratio_chart(side: Side, name: str) -> LineChart:
     )
 
 
-def excess(side: Side, end: str) -> tuple[Figure, ...]:
+def excess(side: Side, end: str) -> tuple[IntervalChart, ...]:
     """How far each model is from least squares and from the best solver of the task."""
-    known = [model for model in side.models if model.reference]
+    return (*_over_mesa(side, f"excess_over_mesa{end}"), *_over_solver(side, end))
+
+
+def _over_mesa(side: Side, name: str) -> tuple[IntervalChart, ...]:
+    ends = ("excess_of_model", "excess_lo", "excess_hi")
     rows = [
-        (
-            model.label,
-            *(model.reference[key] for key in ("excess_of_model", "excess_lo", "excess_hi")),
-        )
-        for model in known
+        (model.label, Interval(*(model.reference[key] for key in ends)))
+        for model in side.models
         if model.reference
     ]
-    charts = [
-        _intervals(
-            f"excess_over_mesa{end}",
-            "Excess over the mesa-layer",
-            "Loss of each model minus loss of the mesa-layer whose lambda is fitted on the fit "
-            "split; all positions, paired by sequence, 95 % intervals. Below zero the model is "
-            "better.",
-            rows,
-        )
-    ]
-    over = [
-        (model.label, gap.value, gap.lo, gap.hi)
-        for model in side.models
-        if model.losses
-        for gap in (model.losses.over_solver,)
-    ]
-    if over and side.measured and side.task:
-        best = side.measured.solvers.ranked[0].family
-        charts.append(
-            _intervals(
-                f"excess_over_solver{end}",
-                f"Excess over the best solver, {best}",
-                f"Loss over t = {label(side.task.windows.judged)} minus that of the solver whose "
-                "constants, fitted to the targets of the fit split, leave the least there.",
-                over,
-            )
-        )
-    return tuple(charts)
+    caption = (
+        "Loss of each model minus loss of the mesa-layer whose lambda is fitted on the fit split; "
+        "all positions, paired by sequence, 95 % intervals. Below zero the model is better."
+    )
+    return _intervals(name, "Excess over the mesa-layer", caption, rows)
+
+
+def _over_solver(side: Side, end: str) -> tuple[IntervalChart, ...]:
+    if side.measured is None or side.task is None:
+        return ()
+    rows = [(model.label, model.losses.over_solver) for model in side.models if model.losses]
+    best = words(side.measured.solvers.ranked[0].family)
+    caption = (
+        f"Loss over t = {label(side.task.windows.judged)} minus that of the solver whose "
+        "constants, fitted to the targets of the fit split, leave the least there."
+    )
+    title = f"Excess over the best solver, {best}"
+    return _intervals(f"excess_over_solver{end}", title, caption, rows)
 
 
 def _intervals(
-    name: str, title: str, caption: str, rows: Sequence[tuple[str, float, float, float]]
-) -> IntervalChart:
-    ordered = sorted(rows, key=lambda row: row[1])
-    labels, values, lo, hi = zip(*ordered, strict=True)
-    return IntervalChart(name, title, caption, "excess loss", labels, values, lo, hi)
+    name: str, title: str, caption: str, rows: Sequence[tuple[str, Interval]]
+) -> tuple[IntervalChart, ...]:
+    """Best first, on an axis that holds zero; no chart without rows."""
+    if not rows:
+        return ()
+    ordered = sorted(rows, key=lambda row: row[1].value)
+    lo, hi = (tuple(getattr(gap, end) for _, gap in ordered) for end in ("lo", "hi"))
+    left, right = min(0.0, *lo), max(0.0, *hi)
+    room = 0.04 * (right - left)
+    labels, values = tuple(row for row, _ in ordered), tuple(gap.value for _, gap in ordered)
+    limits = (left - room, right + room)
+    return (
+        IntervalChart(name, title, caption, "excess loss", labels, values, lo, hi, limits=limits),
+    )
 
 
 def effective_lambda(
     readings: Mapping[str, tuple[LayerReading, ...]], end: str
 ) -> tuple[Panels, ...]:
-    """Effective lambda against depth; nothing where no layer has one."""
+    """Effective lambda against depth; nothing where there is no course to see."""
     charts = []
     for site, title in _SITES.items():
         lines = tuple(
@@ -148,7 +150,8 @@ def effective_lambda(
             charts.append(
                 LineChart(site, title, "", "layer", "effective lambda", lines, log_y=True)
             )
-    if not charts:
+    deepest = max((r.layer for found in readings.values() for r in found), default=0)
+    if not charts or deepest < 2:
         return ()
     caption = (
         "The smallest eigenvalue mu of the context's moments whose direction is half solved "

@@ -71,13 +71,30 @@ def read_entries(
     Raises:
         InputError: An input is missing or damaged, or a checkpoint has no task.
     """
-    entries = [_read(path, preset, task_name) for path in paths]
+    asked = [_split(path, preset) for path in paths]
+    entries = [_read(path, its_preset, task_name) for path, its_preset in asked]
     labels = [entry.label for entry in entries]
-    told = [
-        f"{label} ({labels[: at + 1].count(label)})" if labels.count(label) > 1 else label
-        for at, label in enumerate(labels)
+    longer = [
+        f"{entry.label} in {Path(path).absolute().parent.name}"
+        for entry, (path, _) in zip(entries, asked, strict=True)
     ]
+    told = _told_apart(labels, longer)
+    told = _told_apart(told, [f"{label} ({at + 1})" for at, label in enumerate(told)])
     return tuple(replace(entry, label=label) for entry, label in zip(entries, told, strict=True))
+
+
+def _told_apart(labels: Sequence[str], longer: Sequence[str]) -> list[str]:
+    """The longer label where the short one stands for several."""
+    return [
+        long if labels.count(short) > 1 else short
+        for short, long in zip(labels, longer, strict=True)
+    ]
+
+
+def _split(text: str, preset: str | None) -> tuple[str, str | None]:
+    """Path and preset of PATH@PRESET, if no file is called that as a whole."""
+    path, _, own = text.rpartition("@")
+    return (path, own) if path and not Path(text).exists() else (text, preset)
 
 
 def _read(text: str, preset: str | None, task_name: str | None) -> Entry:
@@ -86,9 +103,6 @@ def _read(text: str, preset: str | None, task_name: str | None) -> Entry:
         return _recorded(path)
     if (path / RESULTS).is_file():
         return _recorded(path / RESULTS)
-    place, _, own = text.rpartition("@")
-    if place and not path.exists():
-        text, preset = place, own
     subject = load(text, preset)
     name = task_name or subject.task
     if name is None:
@@ -107,7 +121,8 @@ def _recorded(path: Path) -> Recorded:
     same = task is not None and plain(task.params()) == params
     tables = {name: _table(path.parent / "tables" / f"{name}.csv", name) for name in TABLES}
     there = {name: table for name, table in tables.items() if table is not None}
-    return Recorded(results["subject"]["name"], results, there, task if same else None)
+    label = f"{results['subject']['name']} (recorded)"
+    return Recorded(label, results, there, task if same else None)
 
 
 def _results(path: Path) -> dict[str, Any]:

@@ -25,10 +25,10 @@ _LAYERS_NOTE = (
     "iterative solver has a falling effective lambda."
 )
 _CKA_NOTE = (
-    "That two models run the same algorithm. CKA compares the geometry of activations: different "
-    "algorithms that carry the same tokens and reach the same predictions look alike, and one "
-    "algorithm in another basis of unequal scales looks different. Tokens of one sequence are not "
-    "independent, so its floor is that of the controls, not zero."
+    "A high CKA does not show that two models run the same algorithm. It compares the geometry of "
+    "activations: different algorithms that carry the same tokens and reach the same predictions "
+    "look alike, and one algorithm in another basis of unequal scales looks different. Tokens of "
+    "one sequence are not independent, so its floor is that of the controls, not zero."
 )
 
 
@@ -37,7 +37,8 @@ def build(comparison: Comparison) -> Page:
     readings = {model.label: read_layers(model.tables) for model in comparison.models}
     sections: list[Section] = []
     for at, side in enumerate(comparison.sides):
-        where = f" ({side.models[0].task['name']})" if len(comparison.sides) > 1 else ""
+        names = dict.fromkeys(str(model.task["name"]) for model in side.models)
+        where = f" ({', '.join(names)})" if len(comparison.sides) > 1 else ""
         end = charts.suffix(at)
         sections += [_losses(side, end, where), _excess(side, end, where)]
         sections += _layers(side, readings, end, where)
@@ -95,6 +96,8 @@ def _losses(side: Side, end: str, where: str) -> Section:
         figures.append(charts.ratio_chart(side, f"ratio_by_position{end}"))
     layouts = {str(model.task["name"]) for model in side.models if model.losses}
     text = f"Loss is half the mean squared norm of the error. {_pairing(side)}"
+    if recorded := [model.label for model in side.models if model.losses is None]:
+        text += f" {', '.join(recorded)}: from finished results, never paired."
     if len(layouts) > 1:
         text += (
             f" The tasks {' and '.join(sorted(layouts))} draw the same sequences from one seed; "
@@ -117,7 +120,7 @@ def _pairing(side: Side) -> str:
             f"{', '.join(run)} ran on the same test sequences, so each difference to {side.first} "
             "is paired; intervals resample blocks of whole sequences."
         )
-    return "No two of the models were run here, so no difference is paired."
+    return "No two of these models were run here, so no difference is paired."
 
 
 def _excess(side: Side, end: str, where: str) -> Section:
@@ -137,7 +140,7 @@ def _excess(side: Side, end: str, where: str) -> Section:
         text,
         charts.excess(side, end),
         (Table(f"solvers{end}", tables.solvers(measured.solvers)),),
-        note="That a model near a solver's loss runs that solver.",
+        note="A loss near that of a solver does not show that the model runs that solver.",
     )
 
 

@@ -48,7 +48,7 @@ def joined(names: Sequence[str]) -> View:
         parts = [captures[name].layers.permute(1, 2, 0, 3).flatten(2) for name in names]
         stream = torch.cat(parts, -1)[None]
         output = captures[names[0]].output
-        return context, Capture(output, stream, stream[:0], output[None][:0])
+        return context, Capture(output, stream, stream[:0], output[None])
 
     return view
 
@@ -83,7 +83,7 @@ class SimilarityStage:
         rows, before = features.flatten(0, 1), features.roll(1, 0).flatten(0, 1)
         own, crossed = CrossMoments.of(rows, rows), CrossMoments.of(rows, before)
         return {
-            "rows": torch.tensor(own.rows),
+            "rows": torch.tensor(float(own.rows)),
             "sum": own.sum_x,
             "own": own.products,
             "crossed": crossed.products,
@@ -101,7 +101,7 @@ def conclude(
         twins: The name of each model's twin.
     """
     sums = measured.sums
-    rows, total = float(sums["rows"]), sums["sum"]
+    rows, total = int(sums["rows"]), sums["sum"]
     own = CrossMoments(rows, total, total, sums["own"]).scatter
     crossed = CrossMoments(rows, total, total, sums["crossed"]).scatter
     widths = {name: _widths(model) for name, model in models.items()}
@@ -120,7 +120,7 @@ def conclude(
         Similarity(
             one,
             other,
-            int(rows),
+            rows,
             cka(own, one, other),
             cka(crossed, one, other),
             cka(own, one, twins[other]),

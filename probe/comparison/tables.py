@@ -19,17 +19,17 @@ MISSING = "–"
 
 def summary(side: Side) -> pd.DataFrame:
     """One row per model as it is read: size, loss and how far it is from the others."""
-    return pd.DataFrame([_summary_row(model, side.first) for model in side.models])
+    return pd.DataFrame([_summary_row(model) for model in side.models])
 
 
-def _summary_row(model: Model, first: str) -> dict[str, object]:
+def _summary_row(model: Model) -> dict[str, object]:
     gaps = _gaps(model)
     return {
         "model": model.label,
         "layers": model.subject["layers"],
         "parameters": model.subject["parameters"],
         "loss": (model.reference or {}).get("model_loss", float("nan")),
-        f"minus that of {first}": _text(gaps["minus_first"]),
+        "minus the first": _text(gaps["minus_first"]),
         "over the mesa-layer": _text(gaps["over_mesa"]),
         "over the best solver": _text(gaps["over_solver"]),
     }

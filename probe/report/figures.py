@@ -91,7 +91,7 @@ def _(figure: IntervalChart) -> Canvas:
 
 
 def _color_scale(
-    values: Array, limits: tuple[float, float] | None
+    values: Array, limits: tuple[float | int, float | int] | None
 ) -> tuple[Colormap, Normalize, str]:
     """Colours over the bulk of the values; a few extreme cells are cut off, and the bar says so."""
     if limits is not None:
