@@ -125,6 +125,17 @@ def test_other_sequences_under_a_layout_are_refused(subject_of, small_task) -> N
         sweep.run((ReferenceStage(1.0, views=("raw",)),))
 
 
+def test_maps_of_cka_share_one_scale(side) -> None:
+    from probe.comparison.charts import cka_maps
+    from probe.report.figures import render
+
+    for chart in cka_maps(side.measured.similarities, ""):
+        narrow = replace(chart, values=tuple((0.8,) * len(chart.x) for _ in chart.y))
+        assert ">0.25<" in render(narrow) and ">1.00<" in render(narrow)
+        # Control: left to itself the scale follows the values.
+        assert ">0.25<" not in render(replace(narrow, limits=None))
+
+
 def layered(r2: dict[tuple[str, str], float]) -> dict[str, pd.DataFrame]:
     """Tables of one decoded layer, and a window over which it is not judged."""
     rows = [

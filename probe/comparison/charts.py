@@ -175,8 +175,9 @@ def _map(pair: Similarity, name: str) -> HeatMap:
         name,
         f"{pair.first} and {pair.second}",
         f"Linear CKA of the stream before the first block (0) and after each, {pair.tokens:,} "
-        f"tokens. Controls: at most {highest(pair.another):.3f} where the second model reads "
-        f"another sequence; at most {highest(pair.twin):.3f} with its twin of permuted weights.",
+        f"tokens. Controls after the first block: at most {highest(pair.another):.3f} where the "
+        f"second model reads another sequence; at most {highest(pair.twin):.3f} with its twin of "
+        "permuted weights.",
         f"layer of {pair.second}",
         f"layer of {pair.first}",
         "linear CKA",

@@ -37,8 +37,12 @@ class Similarity:
 
 
 def highest(values: Float[Tensor, "layers_first layers_second"]) -> float:
-    """The largest value that exists; NaN if none does, as beside layers of constant features."""
-    return float(values[values.isfinite()].max()) if bool(values.isfinite().any()) else float("nan")
+    """The largest value after the first blocks; before them both streams are but the tokens.
+
+    NaN if there is none, as beside layers of constant features.
+    """
+    known = values[1:, 1:][values[1:, 1:].isfinite()]
+    return float(known.max()) if len(known) else float("nan")
 
 
 def joined(names: Sequence[str]) -> View:

@@ -173,7 +173,7 @@ def cka_summary(pairs: Sequence[Similarity]) -> pd.DataFrame:
                 "models": f"{pair.first}, {pair.second}",
                 "last layers": float(pair.values[-1, -1]),
                 "last layers, twin": float(pair.twin[-1, -1]),
-                "highest": highest(pair.values),
+                "highest after a block": highest(pair.values),
                 "highest, twin": highest(pair.twin),
                 "highest, another sequence": highest(pair.another),
             }
