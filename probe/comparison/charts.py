@@ -156,7 +156,7 @@ def effective_lambda(
     caption = (
         "The smallest eigenvalue mu of the context's moments whose direction is half solved "
         "(mu f(mu) = 1/2), after each layer. It falls through the layers of any iterative solver. "
-        "No mark: no direction is half solved, or all are."
+        "Where a line is missing no direction is half solved, or all are."
     )
     return (Panels(f"effective_lambda{end}", "Effective lambda by layer", caption, tuple(charts)),)
 
