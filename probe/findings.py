@@ -62,7 +62,10 @@ class LineChart:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values on a grid; `values[row][column]` belongs to `y[row]` and `x[column]`."""
+    """Values on a grid; `values[row][column]` belongs to `y[row]` and `x[column]`.
+
+    `limits` are the ends of the colour scale, where several maps are to be read by one scale.
+    """
 
     name: str
     title: str
@@ -73,6 +76,7 @@ class HeatMap:
     x: tuple[str, ...]
     y: tuple[str, ...]
     values: tuple[tuple[float | int, ...], ...]
+    limits: tuple[float | int, float | int] | None = None
 
 
 @dataclass(frozen=True)

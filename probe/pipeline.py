@@ -13,7 +13,7 @@ from probe.capture import capture, misplaced
 from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
-from probe.findings import Finding, Instrument, Reference, Report
+from probe.findings import Finding, Instrument, Report
 from probe.pilot import scout
 from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
@@ -60,7 +60,7 @@ def analyze(request: Request, progress: Progress = lambda done, total: None) -> 
 def _analyze(request: Request, progress: Progress) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
-    _check_fit(subject, plan)
+    check_fit(subject, plan)
     analyses = find_analyses(request.only)
     setting = scout(plan, len(subject.model.blocks))
     beside = reference.ReferenceStage(setting.ridge)
@@ -75,8 +75,8 @@ def _analyze(request: Request, progress: Progress) -> Report:
         apart = discrimination.discriminate(subject.model, plan, setting, results)
         findings[apart.analysis] = apart
     return Report(
-        subject=_describe_subject(subject),
-        task=_describe_task(plan, clipped),
+        subject=describe_subject(subject),
+        task=describe_task(plan, clipped),
         verdict=_judge(setting, results, findings, clipped, _check_sites(subject, plan)),
         reference=reference.conclude(results[beside, SUBJECT]),
         findings=tuple(findings.values()),
@@ -84,23 +84,12 @@ def _analyze(request: Request, progress: Progress) -> Report:
     )
 
 
-def compare_with_mesa(
-    subject: Subject, plan: Plan, progress: Progress = lambda done, total: None
-) -> Reference:
-    """Only the comparison with the fitted mesa-layer.
+def check_fit(subject: Subject, plan: Plan) -> None:
+    """Refuses what cannot be analysed before anything is computed.
 
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
     """
-    _check_fit(subject, plan)
-    setting = scout(plan, len(subject.model.blocks))
-    stage = reference.ReferenceStage(setting.ridge, views=(SUBJECT,))
-    views = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
-    sweep = Sweep(plan, {SUBJECT: subject.model}, views, capture, progress)
-    return reference.conclude(sweep.run((stage,))[stage, SUBJECT])
-
-
-def _check_fit(subject: Subject, plan: Plan) -> None:
     config, task = subject.model.config, plan.task
     if (config.d_in, config.d_out) != (task.width_in, task.width_out):
         raise InputError(
@@ -186,7 +175,8 @@ def _nudge(
     return None
 
 
-def _describe_subject(subject: Subject) -> dict[str, object]:
+def describe_subject(subject: Subject) -> dict[str, object]:
+    """The subject as it stands in results.json."""
     return {
         "name": subject.name,
         "format": subject.format,
@@ -196,7 +186,8 @@ def _describe_subject(subject: Subject) -> dict[str, object]:
     }
 
 
-def _describe_task(plan: Plan, clipped: Mapping[str, float]) -> dict[str, object]:
+def describe_task(plan: Plan, clipped: Mapping[str, float]) -> dict[str, object]:
+    """The task as it stands in results.json, with the share of clipped entries by input law."""
     params = {**plan.task.params(), "clipped_share": dict(clipped)}
     return {
         "name": plan.task.name,

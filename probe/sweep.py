@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from threading import local
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -228,6 +229,7 @@ class Sweep:
         views: For each view, how to see a shard and the captures.
         forward: How a model is run on a batch of tokens.
         progress: Called with (shards done, shards in all).
+        layouts: Tasks of models that read the plan's sequences as other tokens, by model.
     """
 
     def __init__(
@@ -237,9 +239,10 @@ class Sweep:
         views: Mapping[str, View],
         forward: Callable[[SequenceTransformer, Tensor, int], Capture],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        layouts: Mapping[str, Task] = MappingProxyType({}),
     ):
         self.plan, self.models, self.views = plan, models, views
-        self.forward, self.progress = forward, progress
+        self.forward, self.progress, self.layouts = forward, progress, layouts
         self._local = local()
         self.clipped_share = 0.0
 
@@ -300,7 +303,7 @@ class Sweep:
         sequences = self.plan.draw(job.split, job.shard, job.count)
         context = Context(sequences, self.plan.task.problem(sequences))
         captures = {
-            name: self.forward(model, sequences.tokens, self.plan.batch_size)
+            name: self.forward(model, self._tokens(name, job, sequences), self.plan.batch_size)
             for name, model in self._models().items()
         }
         blocks = (job.start + torch.arange(job.count)) % BLOCKS
@@ -318,6 +321,15 @@ class Sweep:
                 for stage, view in keys
             }
         return sequences.clipped_share, sums
+
+    def _tokens(self, model: str, job: _Job, sequences: Sequences) -> Tensor:
+        """The sequences as the model reads them."""
+        if model not in self.layouts:
+            return sequences.tokens
+        own = replace(self.plan, task=self.layouts[model]).draw(job.split, job.shard, job.count)
+        if not torch.equal(own.observations, sequences.observations):
+            raise InputError(f"{model}: its task draws other sequences than {self.plan.task.name}")
+        return own.tokens
 
     def _models(self) -> dict[str, SequenceTransformer]:
         """The worker's own copies, since hooks of concurrent forward passes would mix."""

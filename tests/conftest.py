@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from command_line import Outcome
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -87,3 +88,43 @@ def tiny_model(
         return model.eval().requires_grad_(False)
 
     return build
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Runs the command in an empty folder."""
+    from probe.cli import main
+
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+
+    def run(*arguments: object) -> Outcome:
+        code = 0
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        seen = capsys.readouterr()
+        return Outcome(code, seen.out, seen.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A random softmax model of two blocks for linear dynamics, as a native folder."""
+    from probe.checkpoints.native import write_native
+    from probe.models.attention import KINDS
+    from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
+    from probe.sampling import generator_for
+
+    attention = KINDS["softmax"](1, 4)
+    blocks = (BlockConfig(attention, positions=6), BlockConfig(attention, d_mlp=5))
+    model = SequenceTransformer(ModelConfig(10, 12, 10, blocks, projected=True))
+    model.initialise(0.3, generator_for(0))
+    assert sum(p.numel() for p in model.parameters()) < 2000
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write_native(model, "linear", folder)
+    return folder

@@ -6,77 +6,27 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Outcome
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 FILES = ("results.json", "run.json", "report.html", "report.md")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def problem(self) -> str:
-        """The one line that bad input must give."""
-        assert self.code == 2
-        assert self.out == ""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("mesaprobe: ") and "Traceback" not in self.err
-        return lines[0]
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Runs the command in an empty folder."""
-    from probe.cli import main
-
-    place = tmp_path / "here"
-    place.mkdir()
-    monkeypatch.chdir(place)
-
-    def run(*arguments: object) -> Outcome:
-        code = 0
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        seen = capsys.readouterr()
-        return Outcome(code, seen.out, seen.err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """A random softmax model of two blocks for linear dynamics, as a native folder."""
-    from probe.checkpoints.native import write_native
-    from probe.models.attention import KINDS
-    from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
-    from probe.sampling import generator_for
-
-    attention = KINDS["softmax"](1, 4)
-    blocks = (BlockConfig(attention, positions=6), BlockConfig(attention, d_mlp=5))
-    model = SequenceTransformer(ModelConfig(10, 12, 10, blocks, projected=True))
-    model.initialise(0.3, generator_for(0))
-    assert sum(p.numel() for p in model.parameters()) < 2000
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    write_native(model, "linear", folder)
-    return folder
 
 
 def analysed(command, checkpoint: Path, out: Path, *more: object) -> Outcome:
     outcome = command("analyze", checkpoint, "--sequences", 256, "--out", out, *more)
     assert outcome.code == 0, outcome.err
     return outcome
+
+
+def compared(command, checkpoint: Path, *more: object) -> dict[str, object]:
+    """What the comparison says of a single model."""
+    outcome = command("compare", checkpoint, "--sequences", 256, "--json", *more)
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)["groups"][0]["models"][0]
 
 
 def test_analyze_writes_a_valid_report(command, tiny, tmp_path) -> None:
@@ -118,8 +68,8 @@ def test_the_bytes_depend_on_the_seed_alone(command, tiny, tmp_path) -> None:
     assert content("b", "--batch-size", 37, "--workers", 1)[0] == first
     # The comparison alone measures the same; another seed does not.
     for seed, same in ((0, True), (1, False)):
-        alone = command("compare", tiny, "--sequences", 256, "--seed", seed, "--json").out
-        assert (json.loads(alone) == json.loads(first)["reference"]) == same
+        alone = compared(command, tiny, "--seed", seed, "--no-verdicts")["reference"]
+        assert (alone == json.loads(first)["reference"]) == same
 
 
 @pytest.mark.slow
@@ -142,13 +92,12 @@ def test_the_demo_is_judged(command, tmp_path) -> None:
     assert same
 
 
-@pytest.mark.slow
 def test_compare_with_the_mesa_layer(command, tiny) -> None:
-    found = json.loads(command("compare", tiny, "--sequences", 256, "--json").out)
+    found = compared(command, tiny, "--no-verdicts")["reference"]
     assert found["loss"] < found["model_loss"]
     assert found["excess_of_model"] == pytest.approx(found["model_loss"] - found["loss"], rel=1e-6)
     assert found["excess_lo"] < found["excess_of_model"] < found["excess_hi"]
-    shown = command("compare", tiny, "--sequences", 256)
+    shown = command("compare", tiny, "--reference", "mesa", "--sequences", 256, "--no-verdicts")
     assert shown.code == 0
     assert f"{found['model_loss']:.4f}" in shown.out and "mesa-layer" in shown.out
 

@@ -10,7 +10,7 @@ from probe.checkpoints.native import write_native
 from probe.errors import InputError
 from probe.findings import Report
 from probe.models.transformer import SequenceTransformer
-from probe.pipeline import Request, analyze, compare_with_mesa
+from probe.pipeline import Request, analyze
 from probe.planted.base import families_planted
 from probe.sampling import generator_for
 from probe.sweep import Plan
@@ -55,14 +55,6 @@ def test_progress_ends_at_its_total(report) -> None:
     _, told = report
     done = [share / total for share, total in told]
     assert done == sorted(done) and done[-1] == 1
-
-
-def test_the_comparison_is_that_of_the_full_run(report, subject, small_task) -> None:
-    full, _ = report
-    alone = compare_with_mesa(subject, Plan(small_task, 256, 0, workers=1))
-    assert alone == full.reference
-    other = compare_with_mesa(subject, Plan(small_task, 256, 1, workers=1))
-    assert other != full.reference
 
 
 def test_a_task_of_other_width_is_refused(subject) -> None:

@@ -1,4 +1,4 @@
-"""`mesaprobe compare`: a model beside the reference mesa-layer."""
+"""`mesaprobe compare`: models side by side, and beside the reference mesa-layer."""
 
 from pathlib import Path
 
@@ -6,64 +6,86 @@ import click
 
 from probe.commands.options import (
     batch_option,
-    checkpoint_argument,
-    load_with_task,
+    choose_device,
+    device_option,
     preset_option,
     seed_option,
     sequences_option,
     task_option,
     workers_option,
 )
+from probe.errors import InputError
 
 
 @click.command()
-@checkpoint_argument
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--reference", type=click.Choice(["mesa"]), default="mesa", show_default=True)
 @preset_option
 @task_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("reports/compare"),
+    show_default=True,
+    help="Folder of the page.",
+)
 @sequences_option
 @seed_option
+@click.option(
+    "--verdicts/--no-verdicts",
+    default=True,
+    show_default=True,
+    help="Analyse every checkpoint in full; without, losses and CKA only.",
+)
 @batch_option
 @workers_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of a table.")
 def compare(
-    checkpoint: Path,
+    models: tuple[str, ...],
     reference: str,
     preset: str | None,
     task_name: str | None,
+    out: Path,
     sequences: int,
     seed: int,
+    verdicts: bool,
     batch_size: int,
     workers: int,
+    device: str,
     as_json: bool,
 ) -> None:
-    """Sets CHECKPOINT beside the mesa-layer fitted to its task."""
-    from probe.pipeline import compare_with_mesa
-    from probe.progress import print_table, reporting
-    from probe.report.results import json_text, reference_dict
-    from probe.sweep import Plan
+    """Sets every MODEL beside the others and beside the mesa-layer fitted to its task.
 
-    subject, task = load_with_task(checkpoint, preset, task_name)
-    plan = Plan(task, sequences, seed, batch_size, workers)
-    with reporting(f"comparing {subject.name} with the mesa-layer") as progress:
-        found = compare_with_mesa(subject, plan, progress)
+    A MODEL is a checkpoint, or finished results: a results.json or the folder of a report. A
+    checkpoint that needs a preset of its own is written PATH@PRESET; --preset is for all others.
+    """
+    from probe.comparison import tables
+    from probe.comparison.entries import read_entries
+    from probe.comparison.page import build
+    from probe.comparison.run import Settings
+    from probe.comparison.run import compare as run
+    from probe.progress import print_table, reporting
+    from probe.report.page import write_page
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder")
+    entries = read_entries(models, preset, task_name)
+    device = choose_device(device)
+    settings = Settings(sequences, seed, batch_size, workers, device, verdicts)
+    with reporting(f"comparing {', '.join(entry.label for entry in entries)}") as progress:
+        comparison = run(entries, settings, progress)
+    page = build(comparison)
+    path = write_page(page, out)
     if as_json:
-        click.echo(json_text(reference_dict(found)), nl=False)
+        click.echo((out / "compare.json").read_text(encoding="utf-8"), nl=False)
         return
-    print_table(
-        f"{subject.name} beside the mesa-layer on {task.name}",
-        ("", "value"),
-        [
-            ("loss of the model", f"{found.model_loss:.4f}"),
-            (f"loss of the mesa-layer (lambda {found.ridge:.3g})", f"{found.loss:.4f}"),
-            (
-                "excess of the model, 95 % interval",
-                f"{found.excess_of_model:.4f} [{found.excess_lo:.4f}, {found.excess_hi:.4f}]",
-            ),
-            ("agreement, R^2 of the model's predictions", f"{found.agreement_r2:.4f}"),
-            ("share of the model's error explained", f"{found.error_r2:.4f}"),
-        ],
-    )
+    rows = tables.terminal_rows(comparison)
+    print_table("Models beside each other", tables.TERMINAL_COLUMNS, rows)
+    for obstacle in comparison.obstacles:
+        click.echo(f"Not compared: {obstacle.model} with {obstacle.other}: {obstacle.why}")
+    click.echo(f"Report: {path}")
+    click.echo(page.answer)
 
 
 NAMED = {"compare": compare}

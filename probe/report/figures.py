@@ -21,6 +21,7 @@ from probe.report.typeset import typeset
 _WIDTH = 7.4
 _CELLS_WITH_NUMBERS = 12
 _MOST_LABELS = 16
+_SHORTEST_LABEL = 18
 _CHARACTERS_IN_A_ROW = 84
 # Lightness falls evenly, so that grey print keeps the order; neither end is lost on white or black.
 _SEQUENTIAL = ("#f6ecc9", "#8fc7a8", "#35909a", "#255d8c", "#2a2a63")
@@ -55,7 +56,7 @@ def _(figure: HeatMap) -> Canvas:
     height = float(np.clip(0.27 * len(figure.y) + 1.1, 1.8, 6))
     canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
     plot = canvas.subplots()
-    colors, norm, beyond = _color_scale(values)
+    colors, norm, beyond = _color_scale(values, figure.limits)
     image = plot.imshow(values, cmap=colors, norm=norm, aspect="auto", interpolation="none")
     _label_cells(plot, figure)
     if values.shape[1] <= _CELLS_WITH_NUMBERS:
@@ -89,8 +90,16 @@ def _(figure: IntervalChart) -> Canvas:
     return canvas
 
 
-def _color_scale(values: Array) -> tuple[Colormap, Normalize, str]:
+def _color_scale(
+    values: Array, limits: tuple[float | int, float | int] | None
+) -> tuple[Colormap, Normalize, str]:
     """Colours over the bulk of the values; a few extreme cells are cut off, and the bar says so."""
+    if limits is not None:
+        return (
+            LinearSegmentedColormap.from_list("order", _SEQUENTIAL),
+            Normalize(*limits),
+            "neither",
+        )
     finite = values[np.isfinite(values)]
     if not finite.size:
         finite = np.array([0.0, 1.0])
@@ -121,7 +130,8 @@ def _label_cells(plot: Axes, figure: HeatMap) -> None:
         for label in plot.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     plot.set_yticks(rows, [textwrap.shorten(label, 30) for label in figure.y])
-    plot.set(xlabel=figure.x_label, ylabel=figure.y_label)
+    fits = max(_SHORTEST_LABEL, 5 * len(figure.y))
+    plot.set(xlabel=figure.x_label, ylabel=textwrap.fill(figure.y_label, fits))
     plot.grid(False)
     plot.tick_params(length=0)
     plot.spines[:].set_visible(False)
