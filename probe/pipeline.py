@@ -60,7 +60,7 @@ def analyze(request: Request, progress: Progress = lambda done, total: None) -> 
 def _analyze(request: Request, progress: Progress) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
-    _check_fit(subject, plan)
+    check_fit(subject, plan)
     analyses = find_analyses(request.only)
     setting = scout(plan, len(subject.model.blocks))
     beside = reference.ReferenceStage(setting.ridge)
@@ -92,7 +92,7 @@ def compare_with_mesa(
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
     """
-    _check_fit(subject, plan)
+    check_fit(subject, plan)
     setting = scout(plan, len(subject.model.blocks))
     stage = reference.ReferenceStage(setting.ridge, views=(SUBJECT,))
     views = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
@@ -100,7 +100,12 @@ def compare_with_mesa(
     return reference.conclude(sweep.run((stage,))[stage, SUBJECT])
 
 
-def _check_fit(subject: Subject, plan: Plan) -> None:
+def check_fit(subject: Subject, plan: Plan) -> None:
+    """Refuses what no sweep can measure.
+
+    Raises:
+        InputError: The task does not fit the model, or its outputs are not finite.
+    """
     config, task = subject.model.config, plan.task
     if (config.d_in, config.d_out) != (task.width_in, task.width_out):
         raise InputError(
