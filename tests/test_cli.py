@@ -73,6 +73,21 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def series(tiny, tmp_path_factory) -> Path:
+    """Three random models of the shape of the tiny one, named for steps 1, 2 and 10."""
+    from probe.checkpoints.base import load
+    from probe.checkpoints.native import write_native
+    from probe.sampling import generator_for
+
+    model = load(tiny).model
+    folder = tmp_path_factory.mktemp("series")
+    for step in (1, 2, 10):
+        model.initialise(0.3, generator_for(step))
+        write_native(model, "linear", folder / f"step-{step}")
+    return folder
+
+
 def analysed(command, checkpoint: Path, out: Path, *more: object) -> Outcome:
     outcome = command("analyze", checkpoint, "--sequences", 256, "--out", out, *more)
     assert outcome.code == 0, outcome.err
@@ -191,6 +206,21 @@ def test_list(command, kind, some) -> None:
     assert outcome.code == 0 and some in outcome.out.splitlines()
 
 
+def test_track_finds_no_optimizer_in_random_models(command, series, tmp_path) -> None:
+    out = tmp_path / "out"
+    outcome = command("track", series, "--sequences", 256, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    assert (out / "track.json").read_text() == outcome.out
+    results = json.loads(outcome.out)
+    assert results["answer"].startswith("No optimizer appears in this series")
+    assert results["onset"]["rises"] == "never" and not results["reads_as_learner"]
+    assert [row["step"] for row in results["checkpoints"]] == [1, 2, 10]
+    assert len((out / "tables" / "track.csv").read_text().splitlines()) == 4
+    for name in ("track.html", "track.md", "figures/track_response.svg"):
+        assert (out / name).stat().st_size > 1000
+    assert not list(Path().iterdir())
+
+
 # --- Bad input: one line, exit code 2, nothing written. ---
 
 
@@ -253,6 +283,18 @@ def test_damaged_checkpoints(command, tiny, tmp_path, kind, expected, name) -> N
     outcome = command(name, folder, "--sequences", 256)
     assert expected in outcome.problem and str(folder) in outcome.problem
     assert not list(Path().iterdir())
+
+
+def test_folders_that_cannot_be_tracked(command, tiny, series, tmp_path) -> None:
+    assert "no such folder" in command("track", tmp_path / "nothing").problem
+    assert "holds 0 distinct checkpoints" in command("track", tiny).problem
+    assert "--sequences 3: too few" in command("track", series, "--sequences", 3).problem
+    assert "width 40" in command("track", series, "--task", "linear-constructed").problem
+    assert "unknown task" in command("track", series, "--task", "nonsense").problem
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, no folder")
+    assert "not a folder" in command("track", series, "--out", blocked).problem
+    assert blocked.read_text() == "a file, no folder" and not list(Path().iterdir())
 
 
 def test_a_missing_file_and_an_unknown_format(command, tmp_path) -> None:

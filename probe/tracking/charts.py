@@ -38,7 +38,7 @@ def response_chart(track: Track, found: Conclusion) -> LineChart:
         line(
             "one gradient step", lambda s: s.own.r2(score_of(s.own, "one_gradient_step")), "theory"
         ),
-        line("best null", lambda s: s.own.r2(s.null), "control"),
+        line("best null", lambda s: s.own.r2(s.null)),
         line("moments of another sequence", lambda s: s.own.r2(s.foreign), "control"),
     )
     return LineChart(

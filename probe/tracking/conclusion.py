@@ -35,7 +35,7 @@ class Conclusion:
         log_loss: The logarithm of the loss, over the steps.
         fall: Where the loss falls fastest; None if it does not fall.
         learner: Whether the rule reads a learner at some checkpoint from the onset on.
-        before: The family that explains the model best at the last checkpoint before the onset.
+        before: The best null at the last checkpoint before the onset; "none" without one.
     """
 
     strengths: Mapping[str, Course]
@@ -74,24 +74,21 @@ def conclude(track: Track) -> Conclusion:
         log_loss,
         steepest_fall(log_loss),
         any(m.found.name in READ_AS_LEARNER for m in track.measurements if m.step >= onset.step),
-        _best_before(track, onset.step),
+        _null_before(track, onset.step),
     )
 
 
-def _best_before(track: Track, step: float) -> str:
-    earlier = [m.output for m in track.measurements if m.step < step]
-    if not earlier:
-        return "none"
-    scores = [s for s in earlier[-1].own.scores if s.family != "oracle"]
-    return max(scores, key=earlier[-1].own.value).family
+def _null_before(track: Track, step: float) -> str:
+    earlier = [m.output.null.family for m in track.measurements if m.step < step]
+    return earlier[-1] if earlier else "none"
 
 
-def written(step: float) -> str:
+def written(step: float | int) -> str:
     """A step as readers see it."""
     return scalar(round(step)) if step < float("inf") else "after the last checkpoint"
 
 
-def span(lo: float, hi: float) -> str:
+def span(lo: float | int, hi: float | int) -> str:
     """A range of steps."""
     return f"{written(lo)} to {written(hi)}"
 

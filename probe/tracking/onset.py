@@ -17,6 +17,8 @@ from probe.statistics import BLOCKS, Interval, resample_weights
 
 TAIL = 0.025
 
+Range = tuple[float | int, float | int]
+
 
 @dataclass(frozen=True)
 class Course:
@@ -179,7 +181,7 @@ def steepest_fall(course: Course) -> Fall | None:
     return Fall(start, stop, min(lo, start), max(hi, stop))
 
 
-def share_of_fall(course: Course, start: float, stop: float) -> Interval:
+def share_of_fall(course: Course, start: float | int, stop: float | int) -> Interval:
     """How much of the fall from the first to the last checkpoint lies between two of them.
 
     Args:
@@ -202,6 +204,6 @@ def share_of_fall(course: Course, start: float, stop: float) -> Interval:
     return Interval(float(share(course.value[None])[0]), lo, hi)
 
 
-def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+def overlap(first: Range, second: Range) -> bool:
     """Whether two intervals of steps have more than an end in common."""
     return max(first[0], second[0]) < min(first[1], second[1])

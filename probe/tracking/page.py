@@ -1,9 +1,8 @@
 """The page about a series: three questions, their answers, and how they were measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from probe.report.content import names
 from probe.report.page import Page, Section
 from probe.report.text import scalar, share, words
 from probe.tracking import charts, tables
@@ -41,14 +40,14 @@ def track_page(track: Track, found: Conclusion) -> Page:
 
 def _facts(track: Track, found: Conclusion) -> tuple[tuple[str, str], ...]:
     points = track.series.checkpoints
-    last = track.measurements[-1]
+    first, last = track.measurements[0], track.measurements[-1]
     fall = found.fall
     facts = [
         ("Checkpoints", f"{len(points)}, steps {span(points[0].step, points[-1].step)}"),
         ("Response rises", onset_words(found.onset)),
         ("Loss falls fastest", span(fall.lo, fall.hi) if fall else "does not fall"),
-        ("Explained before best by", words(found.before)),
-        ("Class at the last", words(last.found.name)),
+        ("Class at the first", tables.class_words(first.found)),
+        ("Class at the last", tables.class_words(last.found)),
         ("Duplicates", scalar(len(points) - len(track.series.distinct))),
         ("Task", f"{track.plan.task.name}, {scalar(track.plan.sequences)} sequences"),
         ("Seed", str(track.plan.seed)),
@@ -62,8 +61,8 @@ def _when(track: Track, found: Conclusion) -> Section:
         text = (
             f"At step {written(onset.step)} the strength of the response passes "
             f"{share(onset.level)}, half of its peak; in 95 % of the resamples the passage lies "
-            f"within {span(onset.lo, onset.hi)}. At the checkpoint before, what explains the "
-            f"model best is {words(found.before)}."
+            f"within {span(onset.lo, onset.hi)}. At the checkpoint before, the best null is "
+            f"{words(found.before)}."
         )
     elif isinstance(onset, Present):
         text = (
@@ -96,8 +95,8 @@ def _loss(track: Track, found: Conclusion) -> Section:
     if found.fall_within is not None:
         part, even = found.fall_within
         text += (
-            f" The interval of the onset holds {part.value:.0%} of the whole fall of the log loss "
-            f"({part.lo:.0%} to {part.hi:.0%}) in {even:.0%} of the steps."
+            f" The interval of the onset holds {_percent(part.value)} of the whole fall of the log "
+            f"loss ({_percent(part.lo)} to {_percent(part.hi)}) in {_percent(even)} of the steps."
         )
     return Section(
         "Does the loss drop with it?",
@@ -107,13 +106,17 @@ def _loss(track: Track, found: Conclusion) -> Section:
     )
 
 
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def _where(track: Track, found: Conclusion) -> Section:
     return Section(
         "In which layer?",
         _layers_text(track, found),
         charts.layer_maps(track, found),
-        (tables.onset_table(track, found),),
-        (tables.layer_table(track, found),),
+        (tables.short_onset_table(track, found),),
+        (tables.onset_table(track, found), tables.layer_table(track, found)),
         "A response at a layer shows what can be decoded there, not that the layer holds an "
         "iterate.",
     )
@@ -121,26 +124,29 @@ def _where(track: Track, found: Conclusion) -> Section:
 
 def _layers_text(track: Track, found: Conclusion) -> str:
     sites = [site for site in tables.layer_sites(track) if site.startswith("decoded")]
-    risen = [site for site in sites if not isinstance(found.onsets[site], Absent)]
+    onsets = {site: found.onsets[site] for site in sites}
+    risen = [site for site in sites if not isinstance(onsets[site], Absent)]
     if not risen:
         return "In none: no layer's stream shows a response above its nulls."
-    risen.sort(key=lambda site: (_begins(found, site), tables.place(site)))
-    told = [f"layer {tables.place(site)[0]}: {onset_words(found.onsets[site])}" for site in risen]
-    never = [str(tables.place(site)[0]) for site in sites if site not in risen]
-    silent = f" Never in {names(never)}." if never else ""
+    layers: dict[str, list[int]] = {}
+    for site in sorted(risen, key=lambda site: onsets[site].step):
+        layers.setdefault(onset_words(onsets[site]), []).append(tables.place(site)[0])
+    told = "; ".join(f"{_layers(which)}: {when}" for when, which in layers.items())
+    never = [tables.place(site)[0] for site in sites if site not in risen]
+    silent = f" Never in {_layers(never)}." if never else ""
     strengths = [found.strengths[site].intervals[-1].value for site in sites]
     gains = [b - a for a, b in pairwise(strengths)]
     most = 1 + gains.index(max(gains))
     return (
-        f"What a linear probe decodes of the next token is a response to the context from these "
-        f"steps on: {'; '.join(told)}.{silent} At the last checkpoint layer {most} adds most: "
-        f"{share(strengths[most])} after {share(strengths[most - 1])}."
+        "What a linear probe decodes of the next token is a response to the context from these "
+        f"steps on. {told[0].upper()}{told[1:]}.{silent} At the last checkpoint the strength grows "
+        f"most in layer {most}, from {share(strengths[most - 1])} to {share(strengths[most])}."
     )
 
 
-def _begins(found: Conclusion, site: str) -> float:
-    onset = found.onsets[site]
-    return onset.step
+def _layers(which: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, which))
+    return f"layer{'s' if len(which) > 1 else ''} {numbers}"
 
 
 def _checkpoints(track: Track) -> Section:

@@ -6,10 +6,12 @@ import pandas as pd
 import torch
 
 from probe.findings import Table
+from probe.report.text import words
 from probe.response_stage import OUTPUT
+from probe.rule import Class
 from probe.scores import Reading, Score
 from probe.statistics import BLOCKS
-from probe.tracking.conclusion import Conclusion
+from probe.tracking.conclusion import Conclusion, onset_words
 from probe.tracking.measure import Measurement, Track
 from probe.tracking.onset import Onset, Present, Rises
 
@@ -27,6 +29,12 @@ def score_of(reading: Reading, name: str) -> Score:
     if name != "one_gradient_step":
         return reading.chosen(name)
     return next(s for s in reading.members("gradient_descent") if s.constants["steps"] == 1)
+
+
+def class_words(found: Class) -> str:
+    """A class with its degree, where it has one."""
+    degree = f" (degree {found.degree})" if found.degree else ""
+    return f"{words(found.name)}{degree}"
 
 
 def place(site: str) -> tuple[int, str]:
@@ -57,11 +65,12 @@ def checkpoint_table(track: Track, found: Conclusion) -> Table:
                 "strength_lo": strength.lo,
                 "strength_hi": strength.hi,
                 "class": measured[point.step].found.name,
+                "degree": measured[point.step].found.degree,
             }
         row |= {"sha256": point.subject.sha256, "duplicate_of": point.copy_of}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    return Table("track", frame.astype({"duplicate_of": "Int64"}))
+    return Table("track", frame.astype({"degree": "Int64", "duplicate_of": "Int64"}))
 
 
 def _numbers(measurement: Measurement) -> Row:
@@ -96,11 +105,18 @@ def short_table(track: Track) -> Table:
             "best null": m.output.null.family,
             "foreign moments R²": m.output.own.value(m.output.foreign),
             "strength": float(m.output.strength(_once())[0]),
-            "class": m.found.name,
+            "class": class_words(m.found),
         }
         for m in track.measurements
     ]
-    return Table("steps", pd.DataFrame(rows).round(3))
+    return Table("steps", _rounded(rows))
+
+
+def _rounded(rows: list[Row]) -> pd.DataFrame:
+    """Three decimals, and no zero with a sign."""
+    frame = pd.DataFrame(rows).round(3)
+    numbers = frame.select_dtypes("float").columns
+    return frame.assign(**{name: frame[name] + 0.0 for name in numbers})
 
 
 def _once() -> torch.Tensor:
@@ -136,8 +152,18 @@ def _layer_rows(track: Track, found: Conclusion) -> Iterator[Row]:
 
 
 def onset_table(track: Track, found: Conclusion) -> Table:
-    """onsets.csv: when each layer's response rises; sites that never rise have no step."""
-    rows = []
+    """onsets.csv: when the response rises at each site; sites that never rise have no step."""
+    rows = [
+        {"layer": layer, "site": kind, **onset_row(found.onsets[site])}
+        for site in layer_sites(track)
+        for layer, kind in (place(site),)
+    ]
+    return Table("onsets", pd.DataFrame(rows))
+
+
+def short_onset_table(track: Track, found: Conclusion) -> Table:
+    """The same in words, beside what is read at the last checkpoint."""
+    rows: list[Row] = []
     for site in layer_sites(track):
         layer, kind = place(site)
         last = track.measurements[-1].sites[site]
@@ -145,13 +171,13 @@ def onset_table(track: Track, found: Conclusion) -> Table:
             {
                 "layer": layer,
                 "site": kind,
-                **onset_row(found.onsets[site]),
+                "response rises at step": onset_words(found.onsets[site]),
                 "R² at the last": last.own.value(last.response),
-                "foreign moments R² at the last": last.own.value(last.foreign),
-                "strength at the last": found.strengths[site].intervals[-1].value,
+                "foreign moments R²": last.own.value(last.foreign),
+                "strength": found.strengths[site].intervals[-1].value,
             }
         )
-    return Table("onsets", pd.DataFrame(rows))
+    return Table("layer_onsets", _rounded(rows))
 
 
 def onset_row(onset: Onset) -> Row:
