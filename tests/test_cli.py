@@ -213,7 +213,7 @@ def test_track_finds_no_optimizer_in_random_models(command, series, tmp_path) ->
     assert (out / "track.json").read_text() == outcome.out
     results = json.loads(outcome.out)
     assert results["answer"].startswith("No optimizer appears in this series")
-    assert results["onset"]["rises"] == "never" and not results["reads_as_learner"]
+    assert results["onset"]["rises"] == "never" and results["learner_from_step"] is None
     assert [row["step"] for row in results["checkpoints"]] == [1, 2, 10]
     assert len((out / "tables" / "track.csv").read_text().splitlines()) == 4
     for name in ("track.html", "track.md", "figures/track_response.svg"):

@@ -68,7 +68,7 @@ def test_the_onset_lies_where_the_weights_turn(risen) -> None:
     onset = found.onset
     assert isinstance(onset, Rises) and onset.lasts
     assert (onset.lo, onset.hi) == (100, 300) and 100 < onset.step < 300
-    assert found.learner
+    assert found.learner == 300
     assert "An optimizer appears at step" in answer(found)
     assert "95 % interval 100 to 300" in answer(found)
     by_step = {m.step: m.output for m in track.measurements}
@@ -108,7 +108,7 @@ def test_a_copy_is_named_and_measured_once(risen, tmp_path) -> None:
 def test_untrained_models_have_no_onset(optimizer, small_constructed_task, tmp_path) -> None:
     models = {step: blend(optimizer, 0.0, seed=step) for step in (10, 20, 30)}
     track, found = tracked(write(tmp_path, models), small_constructed_task)
-    assert isinstance(found.onset, Absent) and not found.learner
+    assert isinstance(found.onset, Absent) and found.learner is None
     assert answer(found).startswith("No optimizer appears in this series")
     write_page(track_page(track, found), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "track.json").read_text())["onset"]["rises"] == "never"
@@ -119,7 +119,7 @@ def test_an_optimizer_from_the_first_has_no_onset_either(
 ) -> None:
     models = {step: blend(optimizer, 1 - step / 1e5) for step in (10, 20, 30)}
     track, found = tracked(write(tmp_path, models), small_constructed_task)
-    assert isinstance(found.onset, Present) and found.learner
+    assert isinstance(found.onset, Present) and found.learner == 10
     assert "is there at the first checkpoint, step 10" in answer(found)
     write_page(track_page(track, found), tmp_path / "out")
     assert (tmp_path / "out" / "track.md").stat().st_size > 1000

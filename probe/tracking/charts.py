@@ -64,13 +64,13 @@ def strength_chart(track: Track, found: Conclusion) -> LineChart:
         "track_strength",
         "Strength of the response",
         "The share of what the best null leaves unexplained that the response to the own context "
-        "explains, with a 95 % band; its passage through half of its peak is the onset. Dashed: "
+        "explains, with a 95 % band; its passage through half of its peak is the onset. Dotted: "
         "the margin below which the rule names the null.",
         STEP,
         "share of what the best null leaves",
         (
             _band("output", steps, values),
-            Series("margin of the rule", steps, [margin] * len(steps), role="theory"),
+            Series("margin of the rule", steps, [margin] * len(steps), role="control"),
         ),
         spans=spans(track, found),
     )

@@ -34,7 +34,7 @@ class Conclusion:
         onsets: When the response rises at each site: "output", "decoded:l", "readout:l".
         log_loss: The logarithm of the loss, over the steps.
         fall: Where the loss falls fastest; None if it does not fall.
-        learner: Whether the rule reads a learner at some checkpoint from the onset on.
+        learner: The first step from the onset on at which the rule reads a learner, if any.
         before: The best null at the last checkpoint before the onset; "none" without one.
     """
 
@@ -42,7 +42,7 @@ class Conclusion:
     onsets: Mapping[str, Onset]
     log_loss: Course
     fall: Fall | None
-    learner: bool
+    learner: int | None
     before: str
 
     @property
@@ -73,9 +73,16 @@ def conclude(track: Track) -> Conclusion:
         onsets,
         log_loss,
         steepest_fall(log_loss),
-        any(m.found.name in READ_AS_LEARNER for m in track.measurements if m.step >= onset.step),
+        _learner_from(track, onset),
         _null_before(track, onset.step),
     )
+
+
+def _learner_from(track: Track, onset: Onset) -> int | None:
+    if isinstance(onset, Absent):
+        return None
+    read = [m.step for m in track.measurements if m.found.name in READ_AS_LEARNER]
+    return next((step for step in read if step >= onset.step), None)
 
 
 def _null_before(track: Track, step: float) -> str:
@@ -105,13 +112,12 @@ def answer(found: Conclusion) -> str:
         )
     stays = "" if onset.lasts else " and is gone again at the last checkpoint"
     if isinstance(onset, Present):
-        what = "An optimizer" if found.learner else "A response to the context"
+        what = "A response to the context" if found.learner is None else "An optimizer"
         early = "without any training" if onset.step == 0 else "so it appeared before"
-        return (
-            f"{what} is there at the first checkpoint, step {written(onset.step)}, {early}{stays}."
-        )
+        where = f"at the first checkpoint, step {written(onset.step)}"
+        return f"{what} is there {where}, {early}{stays}; {loss_clause(found)}."
     when = f"at step {written(onset.step)} (95 % interval {span(onset.lo, onset.hi)})"
-    if not found.learner:
+    if found.learner is None:
         return (
             f"A response to the context appears {when}{stays}, but no checkpoint reads as a "
             "learner by the rule."

@@ -39,7 +39,7 @@ def track_page(track: Track, found: Conclusion) -> Page:
 
 
 def _facts(track: Track, found: Conclusion) -> tuple[tuple[str, str], ...]:
-    points = track.series.checkpoints
+    points, plan = track.series.checkpoints, track.plan
     first, last = track.measurements[0], track.measurements[-1]
     fall = found.fall
     facts = [
@@ -49,8 +49,7 @@ def _facts(track: Track, found: Conclusion) -> tuple[tuple[str, str], ...]:
         ("Class at the first", tables.class_words(first.found)),
         ("Class at the last", tables.class_words(last.found)),
         ("Duplicates", scalar(len(points) - len(track.series.distinct))),
-        ("Task", f"{track.plan.task.name}, {scalar(track.plan.sequences)} sequences"),
-        ("Seed", str(track.plan.seed)),
+        ("Task", f"{plan.task.name}, {scalar(plan.sequences)} sequences, seed {plan.seed}"),
     ]
     return tuple(facts)
 
@@ -76,6 +75,8 @@ def _when(track: Track, found: Conclusion) -> Section:
             "less, and never lies beyond doubt above the margin at which the rule stops naming "
             "a null."
         )
+    if found.learner is not None:
+        text += f" The rule first reads a learner at step {written(found.learner)}."
     return Section(
         "When does the optimizer appear?",
         text,
@@ -184,7 +185,7 @@ def _results(track: Track, found: Conclusion) -> Mapping[str, object]:
             "seed": track.plan.seed,
         },
         "onset": _plain_onset(found, "output"),
-        "reads_as_learner": found.learner,
+        "learner_from_step": found.learner,
         "loss_fall": None if fall is None else vars(fall),
         "share_of_fall_within_onset": None
         if within is None
