@@ -73,7 +73,10 @@ class LineChart:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values on a grid; `values[row][column]` belongs to `y[row]` and `x[column]`."""
+    """Values on a grid; `values[row][column]` belongs to `y[row]` and `x[column]`.
+
+    `limits` are the ends of the colours, where they are not to be found from the values.
+    """
 
     name: str
     title: str
@@ -84,6 +87,7 @@ class HeatMap:
     x: tuple[str, ...]
     y: tuple[str, ...]
     values: tuple[tuple[float | int, ...], ...]
+    limits: tuple[float | int, float | int] | None = None
 
 
 @dataclass(frozen=True)

@@ -383,6 +383,14 @@ def test_lines_outside_the_frame_are_said_to_be():
     assert "far (off the scale)" in drawing
 
 
+def test_colours_of_a_map_can_have_ends_of_their_own():
+    from probe.report.figures import render
+
+    free = HeatMap("m", "M", "C", "x", "y", "v", ("0", "1"), ("a",), ((0.0, 0.02),))
+    fixed = dataclasses.replace(free, limits=(0, 1))
+    assert ">1.00<" in render(fixed) and ">1.00<" not in render(free)
+
+
 @pytest.mark.parametrize("panels", [False, True])
 def test_spans_are_marked_and_named_once(panels):
     from probe.report import palette

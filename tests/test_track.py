@@ -140,6 +140,18 @@ def test_groups_of_checkpoints_do_not_show(risen, small_constructed_task, monkey
     assert told == sorted(told) and told[-1][0] == told[-1][1]
 
 
+def test_what_is_kept_of_a_checkpoint_is_small(risen) -> None:
+    """Sums by block of each member's error; a view would keep all products of a sweep alive."""
+    _, track, _ = risen
+    for measurement in track.measurements:
+        readings = measurement.sites.values()
+        kept = [measurement.losses, measurement.sequences]
+        kept += [tensor for r in readings for tensor in (r.own.energy, r.own.oracle_error)]
+        kept += [score.error for r in readings for score in (*r.own.scores, r.foreign)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+        assert 1e4 < sum(storages.values()) < 1e6
+
+
 # --- Folders that are no series. ---
 
 

@@ -55,7 +55,7 @@ def _(figure: HeatMap) -> Canvas:
     height = float(np.clip(0.27 * len(figure.y) + 1.1, 1.8, 6))
     canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
     plot = canvas.subplots()
-    colors, norm, beyond = _color_scale(values)
+    colors, norm, beyond = _color_scale(array(figure.limits or values.ravel().tolist()))
     image = plot.imshow(values, cmap=colors, norm=norm, aspect="auto", interpolation="none")
     _label_cells(plot, figure)
     if values.shape[1] <= _CELLS_WITH_NUMBERS:

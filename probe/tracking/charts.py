@@ -8,7 +8,7 @@ from probe.rule import Thresholds
 from probe.statistics import Interval
 from probe.tracking.conclusion import Conclusion
 from probe.tracking.measure import Measurement, SiteReading, Track
-from probe.tracking.onset import Present, Rises
+from probe.tracking.onset import Rises
 from probe.tracking.tables import layer_sites, place, score_of
 
 STEP = "training step"
@@ -99,30 +99,28 @@ def _loss_of(name: str) -> Callable[[Measurement], Interval]:
 
 
 def onset_chart(track: Track, found: Conclusion) -> IntervalChart | None:
-    """Every onset and the fall of the loss on one axis; None if nothing rises and nothing falls."""
-    rows = [("response at the output", OUTPUT)]
-    rows += [(_site_words(site), site) for site in layer_sites(track)]
+    """Every onset and the fall of the loss on one axis; None if nothing rises in the series."""
+    names = {OUTPUT: "response at the output"}
+    names |= {site: _site_words(site) for site in layer_sites(track)}
     first, last = track.measurements[0].step, track.measurements[-1].step
-    shown = []
-    for label, site in rows:
-        onset = found.onsets[site]
-        if isinstance(onset, Rises):
-            shown.append((label, onset.step, onset.lo, min(onset.hi, last)))
-        if isinstance(onset, Present):
-            shown.append((f"{label}, there before", onset.step, onset.step, onset.step))
-    if found.fall is not None:
-        middle = (found.fall.start + found.fall.stop) / 2
-        shown.insert(1, ("steepest fall of the loss", middle, found.fall.lo, found.fall.hi))
+    shown = [
+        (name, onset.step, onset.lo, min(onset.hi, last))
+        for site, name in names.items()
+        if isinstance(onset := found.onsets[site], Rises)
+    ]
     if not shown:
         return None
+    if found.fall is not None:
+        middle = (found.fall.start + found.fall.stop) / 2
+        shown.append(("steepest fall of the loss", middle, found.fall.lo, found.fall.hi))
     labels, values, lo, hi = zip(*shown, strict=True)
     return IntervalChart(
         "track_onsets",
         "When each part rises",
         "The step at which the response passes half of its peak, with 95 % intervals, which are "
-        "never narrower than the distance between checkpoints. Layers that never rise are not "
-        "shown. A layer's stream is read by a linear probe (decoded) and by the model's own "
-        "read-out.",
+        "never narrower than the distance between checkpoints. What never rises, or was there "
+        "before, is not shown. A layer's stream is read by a linear probe (decoded) and by the "
+        "model's own read-out.",
         STEP,
         labels,
         values,
@@ -158,6 +156,7 @@ def _layer_map(track: Track, found: Conclusion, kind: str, title: str) -> HeatMa
         tuple(str(m.step) for m in track.measurements),
         tuple(str(place(site)[0]) for site in sites),
         tuple(tuple(found.strengths[site].value.tolist()) for site in sites),
+        limits=(0, 1),
     )
 
 

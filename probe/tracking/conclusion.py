@@ -104,12 +104,7 @@ def answer(found: Conclusion) -> str:
     """The headline: when the optimizer appears, with its interval, and the loss beside it."""
     onset = found.onset
     if isinstance(onset, Absent):
-        peak = onset.peak
-        return (
-            "No optimizer appears in this series: the response to the context explains at most "
-            f"{share(peak.value)} ({share(peak.lo)} to {share(peak.hi)}) of what the best null "
-            f"leaves, at step {written(onset.step)}."
-        )
+        return f"No optimizer appears in this series: {_absence(onset)}."
     stays = "" if onset.lasts else " and is gone again at the last checkpoint"
     if isinstance(onset, Present):
         what = "A response to the context" if found.learner is None else "An optimizer"
@@ -123,6 +118,16 @@ def answer(found: Conclusion) -> str:
             "learner by the rule."
         )
     return f"An optimizer appears {when}{stays}; {loss_clause(found)}."
+
+
+def _absence(onset: Absent) -> str:
+    peak = onset.peak
+    if peak.hi == 0:
+        return "at no checkpoint does a response to the context explain more than the best null"
+    return (
+        f"a response to the context explains at most {share(peak.value)} ({share(peak.lo)} to "
+        f"{share(peak.hi)}) of what the best null leaves, at step {written(onset.step)}"
+    )
 
 
 def loss_clause(found: Conclusion) -> str:

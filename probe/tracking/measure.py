@@ -27,7 +27,7 @@ from probe.threads import one_thread
 from probe.tracking.onset import Course
 from probe.tracking.series import Checkpoint, Series
 
-TOGETHER = 4
+TOGETHER = 2
 JUDGED = "judged"
 SPLINE = "spline"
 

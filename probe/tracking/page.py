@@ -22,10 +22,10 @@ NAME = "track"
 
 def track_page(track: Track, found: Conclusion) -> Page:
     """The page; its JSON holds what the inputs determine."""
-    series = track.series
+    folder = track.series.folder.resolve()
     return Page(
         name=NAME,
-        eyebrow=f"{series.folder.parent.name}/{series.folder.name} through training",
+        eyebrow=f"{folder.parent.name}/{folder.name} through training",
         answer=answer(found),
         facts=_facts(track, found),
         sections=(
@@ -71,9 +71,8 @@ def _when(track: Track, found: Conclusion) -> Section:
         )
     else:
         text = (
-            f"It does not: the strength of the response stays at {share(onset.peak.value)} or "
-            "less, and never lies beyond doubt above the margin at which the rule stops naming "
-            "a null."
+            "It does not: the strength of the response never lies beyond doubt above the margin at "
+            "which the rule stops naming a null."
         )
     if found.learner is not None:
         text += f" The rule first reads a learner at step {written(found.learner)}."
