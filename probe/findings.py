@@ -47,8 +47,18 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A range of the horizontal axis that is marked, with a line at its value, if it has one."""
+
+    label: str
+    lo: float | int
+    hi: float | int
+    value: float | int | None = None
+
+
+@dataclass(frozen=True)
 class LineChart:
-    """Lines over a common axis."""
+    """Lines over a common axis, and ranges of it that are marked."""
 
     name: str
     title: str
@@ -58,6 +68,7 @@ class LineChart:
     series: tuple[Series, ...]
     log_x: bool = False
     log_y: bool = False
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class ResponseStage:
         layered: Whether layers are sites too.
         share: The share of the sequences that it looks at.
         reads: The windows over which the output is read.
+        curves: The spectral families to fit; none named: all.
     """
 
     windows: Windows
@@ -69,6 +70,7 @@ class ResponseStage:
     share: float = 1.0
     folds: int = 1
     reads: tuple[str, ...] = WINDOWS
+    curves: tuple[str, ...] = ()
 
     @property
     def mu(self) -> Float[Tensor, " knots"]:
@@ -131,7 +133,8 @@ class ResponseStage:
                 form = _quadratic(gram[spans].sum(0), self.columns.width, i)
                 errors[site, window] = form
                 rows = int(total["rows"][spans].sum())
-                members[site, window] = self.columns.fit(form, rows, self.step_bound)
+                fitted = self.columns.fit(form, rows, self.step_bound, self.curves)
+                members[site, window] = fitted
         maps = self._solve_maps(total)
         return Learned(sites, decoders, maps, self._map_shares(total, maps), members, errors)
 

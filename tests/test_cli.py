@@ -140,6 +140,21 @@ def test_list(command, kind, some) -> None:
     assert outcome.code == 0 and some in outcome.out.splitlines()
 
 
+def test_track_finds_no_optimizer_in_random_models(command, series, tmp_path) -> None:
+    out = tmp_path / "out"
+    outcome = command("track", series, "--sequences", 256, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    assert (out / "track.json").read_text() == outcome.out
+    results = json.loads(outcome.out)
+    assert results["answer"].startswith("No optimizer appears in this series")
+    assert results["onset"]["rises"] == "never" and results["learner_from_step"] is None
+    assert [row["step"] for row in results["checkpoints"]] == [1, 2, 10]
+    assert len((out / "tables" / "track.csv").read_text().splitlines()) == 4
+    for name in ("track.html", "track.md", "figures/track_response.svg"):
+        assert (out / name).stat().st_size > 1000
+    assert not list(Path().iterdir())
+
+
 # --- Bad input: one line, exit code 2, nothing written. ---
 
 
@@ -202,6 +217,18 @@ def test_damaged_checkpoints(command, tiny, tmp_path, kind, expected, name) -> N
     outcome = command(name, folder, "--sequences", 256)
     assert expected in outcome.problem and str(folder) in outcome.problem
     assert not list(Path().iterdir())
+
+
+def test_folders_that_cannot_be_tracked(command, tiny, series, tmp_path) -> None:
+    assert "no such folder" in command("track", tmp_path / "nothing").problem
+    assert "holds 0 distinct checkpoints" in command("track", tiny).problem
+    assert "--sequences 3: too few" in command("track", series, "--sequences", 3).problem
+    assert "width 40" in command("track", series, "--task", "linear-constructed").problem
+    assert "unknown task" in command("track", series, "--task", "nonsense").problem
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, no folder")
+    assert "not a folder" in command("track", series, "--out", blocked).problem
+    assert blocked.read_text() == "a file, no folder" and not list(Path().iterdir())
 
 
 def test_a_missing_file_and_an_unknown_format(command, tmp_path) -> None:

@@ -24,6 +24,7 @@ from probe.findings import (
     Reference,
     Report,
     Series,
+    Span,
     Table,
     Verdict,
 )
@@ -380,6 +381,33 @@ def test_lines_outside_the_frame_are_said_to_be():
     near = Series("near", (0.0, 1.0), (0.0, 1.0))
     drawing = render(LineChart("x", "T", "C", "x", "y", (near, far)))
     assert "far (off the scale)" in drawing
+
+
+def test_colours_of_a_map_can_have_ends_of_their_own():
+    from probe.report.figures import render
+
+    free = HeatMap("m", "M", "C", "x", "y", "v", ("0", "1"), ("a",), ((0.0, 0.02),))
+    fixed = dataclasses.replace(free, limits=(0, 1))
+    assert ">1.00<" in render(fixed) and ">1.00<" not in render(free)
+
+
+@pytest.mark.parametrize("panels", [False, True])
+def test_spans_are_marked_and_named_once(panels):
+    from probe.report import palette
+    from probe.report.figures import render
+
+    spans = Span("onset", 2, 5, 3), Span("fall", -100, 4)
+    plain = LineChart("x", "T", "C", "x", "y", (Series("line", (0, 9), (0.0, 1.0)),))
+    marked = dataclasses.replace(plain, spans=spans)
+
+    def drawn(chart: LineChart) -> str:
+        return render(Panels("x", "T", "C", (chart, chart)) if panels else chart)
+
+    assert all(drawn(marked).count(f">{span.label}<") == 1 for span in spans)
+    hues = [palette.MODEL[-1].light, palette.MODEL[-2].light]
+    assert all(hue in drawn(marked) and hue not in drawn(plain) for hue in hues)
+    # A span that leaves the frame does not widen the axis.
+    assert ">-100<" not in drawn(marked) and ">−100<" not in drawn(marked)
 
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float64(0.5)])

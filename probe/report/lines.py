@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from probe.findings import LineChart, Series
 from probe.report import axes as scales
@@ -54,11 +55,12 @@ def draw(charts: Sequence[LineChart]) -> Canvas:
         _name_axes(plot, chart, len(charts) > 1, at % columns == 0, at + columns >= len(charts))
     _set_scales(plots[: len(charts)], charts)
     strokes = _note_hidden(plots[0], [s for c in charts for s in c.series], strokes)
+    marks = _draw_spans(plots, charts)
     if len(charts) == 1:
-        _label_theory(canvas, plots[0], charts[0], strokes)
+        _label_theory(canvas, plots[0], charts[0], strokes, marks)
     else:
         canvas.supxlabel(charts[0].x_label, x=0.43, fontsize=9, color=palette.MUTED.light)
-        _draw_key(canvas, strokes, frozenset())
+        _draw_key(canvas, strokes, frozenset(), marks)
     return canvas
 
 
@@ -107,6 +109,24 @@ def _line(
     )  # fmt: skip
 
 
+def _draw_spans(plots: Sequence[Axes], charts: Sequence[LineChart]) -> dict[str, Patch]:
+    """Marks ranges of the axis; hues from the far end of those of lines, which few charts reach.
+
+    Returns:
+        What the key shows, by label.
+    """
+    marks: dict[str, Patch] = {}
+    for plot, chart in zip(plots, charts, strict=False):
+        left, right = plot.get_xlim()
+        for span in chart.spans:
+            color = palette.MODEL[-1 - list(dict.fromkeys([*marks, span.label])).index(span.label)]
+            ends = max(span.lo, left), min(span.hi, right)
+            marks[span.label] = plot.axvspan(*ends, color=color.light, alpha=0.16, lw=0, zorder=0)
+            if span.value is not None:
+                plot.axvline(span.value, color=color.light, lw=1.2, zorder=1)
+    return marks
+
+
 def _name_axes(plot: Axes, chart: LineChart, in_panel: bool, leftmost: bool, lowest: bool) -> None:
     if lowest:
         plot.set_xlabel("" if in_panel else chart.x_label)
@@ -139,11 +159,15 @@ def _set_scales(plots: Sequence[Axes], charts: Sequence[LineChart]) -> None:
 
 
 def _label_theory(
-    canvas: Canvas, plot: Axes, chart: LineChart, strokes: Mapping[str, Stroke]
+    canvas: Canvas,
+    plot: Axes,
+    chart: LineChart,
+    strokes: Mapping[str, Stroke],
+    marks: Mapping[str, Patch],
 ) -> None:
     """Names theory lines where they run, if there is room; the key names the others."""
     named = frozenset(line.label for line in chart.series if line.role == "theory")
-    _draw_key(canvas, strokes, named)
+    _draw_key(canvas, strokes, named, marks)
     svg.lay_out(canvas)
     lines = [*_edges(chart.series)]
     space = LabelSpace(plot, lines, palette.MUTED.light)
@@ -152,7 +176,7 @@ def _label_theory(
         if label in named and space.place(label, at)
     }  # fmt: skip
     if placed != named:
-        _draw_key(canvas, strokes, frozenset(placed))
+        _draw_key(canvas, strokes, frozenset(placed), marks)
         canvas.set_layout_engine("constrained")
 
 
@@ -189,16 +213,23 @@ def _edges(series: Sequence[Series]) -> Iterator[tuple[str, scales.Array, scales
                 yield line.label, scales.array(line.x), scales.array(edge)
 
 
-def _draw_key(canvas: Canvas, strokes: Mapping[str, Stroke], omit: frozenset[str]) -> None:
+def _draw_key(
+    canvas: Canvas,
+    strokes: Mapping[str, Stroke],
+    omit: frozenset[str],
+    marks: Mapping[str, Patch],
+) -> None:
     """The key stands right of the plots, where no line can run."""
     for old in canvas.legends:
         old.remove()
     shown = {label: stroke for label, stroke in strokes.items() if label not in omit}
-    if not shown:
+    if not shown and not marks:
         return
+    lines = [_line(stroke, (0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 2)) for stroke in shown.values()]
+    names = [*(label + stroke.note for label, stroke in shown.items()), *marks]
     canvas.legend(
-        [_line(stroke, (0.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 2)) for stroke in shown.values()],
-        [textwrap.fill(label + stroke.note, _LEGEND_CHARACTERS) for label, stroke in shown.items()],
+        [*lines, *marks.values()],
+        [textwrap.fill(name, _LEGEND_CHARACTERS) for name in names],
         loc="outside right upper",
         handlelength=2.4,
         fontsize=8.5,

@@ -1,0 +1,1 @@
+"""A series of checkpoints through training: when a learner appears, where, and the loss with it."""
