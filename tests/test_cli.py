@@ -222,6 +222,13 @@ def test_train_writes_below_checkpoints_unless_it_is_told(command) -> None:
     assert Path("checkpoints/von-oswald-2023/linear-1l/model.safetensors").is_file()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_training_on_a_device_that_is_not_there_touches_nothing(command, tmp_path) -> None:
+    problem = command("train", "demo", "--device", "cuda", "--out", tmp_path / "out").problem
+    assert "--device cuda: there is no CUDA device" in problem
+    assert not (tmp_path / "out").exists()
+
+
 # --- Bad input: one line, exit code 2, nothing written. ---
 
 

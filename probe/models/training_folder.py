@@ -61,7 +61,10 @@ class TrainingFolder:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
         if folder.is_unfinished and not resume:
-            raise InputError(f"{path}: holds an unfinished training; --resume goes on with it")
+            raise InputError(
+                f"{path}: holds an unfinished training; --resume goes on with it, "
+                f"and without {folder._unfinished} it is forgotten"
+            )
         if folder.is_unfinished:
             _compare(folder._unfinished / RECIPE, recipe)
         elif resume and folder.is_finished:
