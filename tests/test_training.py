@@ -138,6 +138,15 @@ def test_a_diverging_mesa_layer_says_so_too(tmp_path: Path) -> None:
         train(read_recipe(write(tmp_path, text)), tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["linear", "mesa"])
+def test_weights_that_diverge_in_the_last_step_are_no_result(tmp_path: Path, kind: str) -> None:
+    text = TINY.replace('"linear"', f'"{kind}"').replace("1e-2", "1e30").replace("= 20", "= 1")
+    recipe = read_recipe(write(tmp_path, text.replace("warmup = 2", "warmup = 0")))
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) after the last step"):
+        train(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_the_demo_loads_is_small_and_keeps_its_promise() -> None:
     log = json.loads((DEMO / "training.json").read_text())
     subject = load(DEMO)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,7 @@ STEPS_TO_A_STATE = 100  # at most so many are lost by an interruption
 INIT, FRESH, TEST = 9001, 9002, 9003
 
 Progress = Callable[[int, int, float], None]
+Loss = TypeVar("Loss", float, Tensor)
 
 
 def train(
@@ -63,35 +65,26 @@ def train(
     if resume and folder.is_finished:
         return out
     started = time.perf_counter()
-    steps = recipe.optimiser.steps
-    kept = recipe.checkpoints.steps(steps)
     with one_thread():
         trainer = _begun(recipe, folder, device)
-        resumed_at = trainer.done
-        if not trainer.done and 0 in kept:
-            folder.write_checkpoint(trainer.model, 0)
-        while trainer.done < steps:
-            loss = trainer.step()
-            if trainer.done in kept:
-                folder.write_checkpoint(trainer.model, trainer.done)
-            if trainer.done % STEPS_TO_A_STATE == 0 or trainer.done == steps:
-                folder.write_state(trainer.state())
-            if progress is not None:
-                progress(trainer.done, steps, loss)
-        held_out = held_out_loss(trainer.model, trainer.task, recipe.seed)
+        begun_at = trainer.done
+        _go_on(trainer, folder, progress)
+        held_out = _finite(
+            lambda: held_out_loss(trainer.model, trainer.task, recipe.seed), "after the last step"
+        )
     curve = thinned(trainer.losses, CURVE_POINTS)
     log = {
         "version": VERSION,
         "name": recipe.name,
         "recipe": recipe.to_dict(),
-        "checkpoints": sorted(kept),
+        "checkpoints": sorted(recipe.checkpoints.steps(trainer.done)),
         "loss_curve": [list(point) for point in curve],
         "final_loss": curve[-1][1],
         "held_out_loss": held_out,
         "held_out_sequences": HELD_OUT,
         "device": device,
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_count_from_step": resumed_at,
+        "seconds_count_from_step": begun_at,
     }
     folder.finish(trainer.model, _table(trainer.losses, recipe.optimiser), log)
     return out
@@ -129,24 +122,18 @@ class Trainer:
         """
         settings = self.settings
         generator = generator_for(self.seed, FRESH, self.done)
-        try:
-            loss = _loss_on_fresh(self.model, self.task, settings.batch, generator)
-            value = loss.item()
-        except LinAlgError:  # a mesa-layer was given keys that are no longer finite
-            value = math.nan
-        if not math.isfinite(value):
-            raise InputError(
-                f"training failed: the loss is {value} at step {self.done + 1} of "
-                f"{settings.steps}; a lower peak_rate may help"
-            )
+        loss = _finite(
+            lambda: _loss_on_fresh(self.model, self.task, settings.batch, generator),
+            f"at step {self.done + 1} of {settings.steps}",
+        )
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_value_(self.model.parameters(), settings.gradient_clip)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(settings, self.done)
         self.optimiser.step()
-        self.losses.append(value)
-        return value
+        self.losses.append(loss.item())
+        return self.losses[-1]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on, after at least one step."""
@@ -247,6 +234,34 @@ def _begun(recipe: Recipe, folder: TrainingFolder, device: str) -> Trainer:
         except InputError as error:
             raise InputError(f"{folder.state_path}: {error}") from None
     return trainer
+
+
+def _go_on(trainer: Trainer, folder: TrainingFolder, progress: Progress | None) -> None:
+    """Takes the steps that are left, and keeps weights and states on the way."""
+    steps = trainer.settings.steps
+    kept = folder.recipe.checkpoints.steps(steps)
+    if not trainer.done and 0 in kept:
+        folder.write_checkpoint(trainer.model, 0)
+    while trainer.done < steps:
+        loss = trainer.step()
+        if trainer.done in kept:
+            folder.write_checkpoint(trainer.model, trainer.done)
+        if trainer.done % STEPS_TO_A_STATE == 0 or trainer.done == steps:
+            folder.write_state(trainer.state())
+        if progress is not None:
+            progress(trainer.done, steps, loss)
+
+
+def _finite(measure: Callable[[], Loss], when: str) -> Loss:
+    """A loss, refused if it is no number."""
+    try:
+        loss = measure()
+        value = loss.item() if isinstance(loss, Tensor) else loss
+    except LinAlgError:  # a mesa-layer was given keys that are no longer finite
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"training failed: the loss is {value} {when}; a lower peak_rate may help")
+    return loss
 
 
 def _table(losses: Sequence[float], optimiser: Optimiser) -> str:
