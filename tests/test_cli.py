@@ -155,6 +155,44 @@ def test_track_finds_no_optimizer_in_random_models(command, series, tmp_path) ->
     assert not list(Path().iterdir())
 
 
+SHORT = ("--set", "optimiser.steps=3", "--set", "optimiser.batch=4", "--device", "cpu")
+
+
+def test_train_takes_settings_keeps_checkpoints_and_knows_its_end(command, tmp_path) -> None:
+    from probe.checkpoints.base import load
+    from probe.presets.base import find_preset
+
+    name, out = "von-oswald-2023/softmax-3l", tmp_path / "out"
+    asked = ("train", name, *SHORT, "--set", "checkpoints.at=[0, 2]", "--out", out)
+    outcome = command(*asked)
+    assert (outcome.code, outcome.out) == (0, f"Checkpoint: {out}\n"), outcome.err
+    log = json.loads((out / "training.json").read_text())
+    assert log["recipe"]["optimiser"]["steps"] == len(log["loss_curve"]) == 3
+    assert len((out / "loss.csv").read_text().splitlines()) == 4
+    assert f"training of {name}" in (out / "loss.svg").read_text()
+    for step in (0, 2, 3):
+        subject = load(out / "checkpoints" / f"step-{step:06d}")
+        assert subject.model.config == find_preset(name).config
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = command(*asked, "--resume")
+    assert (again.code, again.out) == (0, f"Finished already: {out}\n")
+    other = command(*asked, "--resume", "--set", "seed=1").problem
+    assert "another recipe: seed is 0 there, 1 asked" in other
+    assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_train_writes_below_checkpoints_unless_it_is_told(command) -> None:
+    assert command("train", "von-oswald-2023/linear-1l", *SHORT).code == 0
+    assert Path("checkpoints/von-oswald-2023/linear-1l/model.safetensors").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_training_on_a_device_that_is_not_there_touches_nothing(command, tmp_path) -> None:
+    problem = command("train", "demo", "--device", "cuda", "--out", tmp_path / "out").problem
+    assert "--device cuda: there is no CUDA device" in problem
+    assert not (tmp_path / "out").exists()
+
+
 # --- Bad input: one line, exit code 2, nothing written. ---
 
 
@@ -259,6 +297,10 @@ def test_commands_without_arguments_and_unknown_ones(command) -> None:
     assert "nonsense" in command("nonsense").problem
     assert "RECIPE" in command("train").problem
     assert "nonsense" in command("train", "nonsense").problem
+    unknown = command("train", "demo", "--set", "optimiser.stps=3").problem
+    assert "--set optimiser.stps=3: unknown key stps; known: steps, batch" in unknown
+    assert "key=value" in command("train", "demo", "--set", "seed").problem
+    assert not Path("checkpoints").exists()
 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:

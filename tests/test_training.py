@@ -1,113 +1,26 @@
-"""Recipes are read strictly; training is deterministic, learns, and leaves others' files alone."""
+"""Training is deterministic, learns, says how, and leaves others' files alone."""
 
+import csv
 import json
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipe import TINY, write
 
 from probe.checkpoints.base import load
 from probe.errors import InputError
-from probe.models.recipes import FOLDER, Recipe, find_recipe, read_recipe, recipe_names
-from probe.models.training import held_out_loss, learning_rate, train
-from probe.models.transformer import SequenceTransformer
+from probe.models.recipes import Checkpoints, Recipe, find_recipe, read_recipe
+from probe.models.training import Trainer, held_out_loss, learning_rate, thinned, train
 from probe.tasks.base import find_task
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
-
-TINY = """
-task = "linear-constructed"
-seed = 3
-[model]
-d_in = 40
-d_model = 40
-d_out = 10
-projected = false
-[[model.blocks]]
-attention = { kind = "linear", heads = 1, d_head = 10 }
-clip = 4.0
-[optimiser]
-steps = 20
-batch = 16
-peak_rate = 1e-2
-floor_rate = 1e-2
-warmup = 2
-weight_decay = 0
-gradient_clip = 1.0
-init_std = 0.1
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "tiny.toml"
-    path.write_text(text)
-    return path
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Recipe:
     return read_recipe(write(tmp_path, TINY))
-
-
-BROKEN = {
-    "not TOML": ("task =", "task", "Expected"),
-    "unknown key": ("seed = 3", "seed = 3\nsede = 4", "recipe: unknown key sede"),
-    "missing key": ("seed = 3", "", "recipe: missing key seed"),
-    "two problems": ("seed = 3", "sede = 4", "unknown key sede; missing key seed"),
-    "unknown task": ("linear-constructed", "liner", "unknown task 'liner'"),
-    "unknown setting": ("warmup", "warm", "optimiser: unknown key warm; missing key warmup"),
-    "text for a number": ("batch = 16", 'batch = "16"', "batch must be of type int, is '16'"),
-    "fraction of a step": ("steps = 20", "steps = 20.5", "steps must be of type int"),
-    "flag for a number": ("batch = 16", "batch = true", "batch must be of type int, is True"),
-    "no steps": ("steps = 20", "steps = 0", "steps must be positive"),
-    "nan rate": ("peak_rate = 1e-2", "peak_rate = nan", "peak_rate must be positive"),
-    "floor above peak": ("floor_rate = 1e-2", "floor_rate = 1", "floor_rate must lie"),
-    "only warm-up": ("warmup = 2", "warmup = 20", "warmup 20 takes all 20 steps"),
-    "unknown model key": ("d_out = 10", "d_out = 10\ndout = 1", "'dout'"),
-    "unknown attention": ('kind = "linear"', 'kind = "cubic"', "unknown kind of attention"),
-    "width of text": ("d_head = 10", 'd_head = "10"', "d_head is"),
-    "negative width": ("d_head = 10", "d_head = -10", "d_head is"),
-    "other widths": ("d_out = 10", "d_out = 5", r"\(40, 5\), task linear-constructed has \(40, 10"),
-    "too many repeats": ("clip = 4.0", "clip = 4.0\nrepeat = 1000", "repeat must be"),
-}
-
-
-@pytest.mark.parametrize(("old", "new", "message"), BROKEN.values(), ids=BROKEN)
-def test_broken_recipes_are_refused_in_one_line(
-    tmp_path: Path, old: str, new: str, message: str
-) -> None:
-    assert old in TINY
-    path = write(tmp_path, TINY.replace(old, new, 1))
-    with pytest.raises(InputError, match=message) as caught:
-        read_recipe(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown recipe 'dmeo'; known: demo"):
-        find_recipe("dmeo")
-    with pytest.raises(InputError, match=r"nowhere\.toml: .*No such file"):
-        find_recipe("nowhere.toml")
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_builds_its_model_and_survives_a_round_trip(name: str) -> None:
-    recipe = find_recipe(name)
-    model, generator = SequenceTransformer(recipe.model), torch.Generator().manual_seed(0)
-    model.initialise(recipe.optimiser.init_std, generator)
-    sample = find_task(recipe.task).sample(2, generator)
-    assert model(sample.tokens).shape == sample.oracle.shape
-    assert Recipe.from_dict(name, json.loads(json.dumps(recipe.to_dict()))) == recipe
-
-
-def test_repeat_stands_for_equal_blocks() -> None:
-    written = tomllib.loads((FOLDER / "demo.toml").read_text())
-    assert len(written["model"]["blocks"]) == 1
-    blocks = find_recipe("demo").model.blocks
-    assert len(blocks) == 4
-    assert len(set(blocks)) == 1
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_its_floor() -> None:
@@ -118,6 +31,31 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor() -> None:
     assert rates[0] == pytest.approx(settings.peak_rate / settings.warmup)
     assert rates[: settings.warmup] == sorted(rates[: settings.warmup])
     assert rates[settings.warmup :] == sorted(rates[settings.warmup :], reverse=True)
+
+
+def test_the_rate_has_known_values_on_the_way() -> None:
+    settings = replace(
+        find_recipe("demo").optimiser,
+        peak_rate=8.0,
+        floor_rate=2.0,
+        warmup=4,
+        steps=7,
+        decay_steps=9,
+    )
+    # Steps 0..3 warm up; 4..8 are the cosine at angles 0, 45, 90, 135 and 180 degrees.
+    known = [2.0, 4.0, 6.0, 8.0, 8.0, 5 + 3 * 0.5**0.5, 5.0]
+    rates = [learning_rate(settings, step) for step in range(settings.steps)]
+    assert rates == pytest.approx(known)
+    assert learning_rate(settings, 8) == pytest.approx(2.0)  # never reached: stopped before
+    whole = replace(settings, steps=9, decay_steps=None)
+    assert [learning_rate(whole, step) for step in range(7)] == rates
+    assert learning_rate(replace(whole, steps=7), 6) == pytest.approx(2.0)  # control
+
+
+def test_a_curve_has_the_mean_of_every_window() -> None:
+    assert thinned([1.0, 3.0, 5.0, 7.0, 9.0], 3) == [(2, 2.0), (4, 6.0), (5, 9.0)]
+    assert thinned([1.0, 3.0], 100) == [(1, 1.0), (2, 3.0)]
+    assert len(thinned([0.5] * 1001, 100)) <= 100
 
 
 def test_training_is_deterministic_lowers_the_loss_and_says_how(
@@ -134,9 +72,36 @@ def test_training_is_deterministic_lowers_the_loss_and_says_how(
         assert log.pop("seconds") >= 0
     assert logs[0] == logs[1]
     assert [loss for _, loss in logs[0]["loss_curve"]] == losses
+    rows = list(csv.DictReader((first / "loss.csv").open()))
+    assert [float(row["loss"]) for row in rows] == losses
+    rates = [learning_rate(tiny.optimiser, step) for step in range(tiny.optimiser.steps)]
+    assert [float(row["learning_rate"]) for row in rows] == rates
+    assert not (first / "unfinished").exists() and not (first / "checkpoints").exists()
     assert logs[0]["held_out_loss"] < 0.97 * losses[0]
     assert Recipe.from_dict("tiny", logs[0]["recipe"]) == tiny
     assert load(first).task == tiny.task
+
+
+def test_checkpoints_are_native_folders_of_their_steps(tiny: Recipe, tmp_path: Path) -> None:
+    keeping = replace(tiny, checkpoints=Checkpoints(every=8, at=(1,)))
+    out = train(keeping, tmp_path / "out")
+    folders = sorted((out / "checkpoints").iterdir())
+    names = [f"step-{step:06d}" for step in (0, 1, 8, 16, 20)]
+    assert [folder.name for folder in folders] == names
+    assert json.loads((out / "training.json").read_text())["checkpoints"] == [0, 1, 8, 16, 20]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[-1] == (out / "model.safetensors").read_bytes()
+    assert len(set(weights)) == len(weights)
+    initial, untrained = load(folders[0]), Trainer(tiny).model
+    for name, tensor in untrained.state_dict().items():
+        assert torch.equal(initial.model.state_dict()[name], tensor)
+    task = find_task(tiny.task)
+    losses = [held_out_loss(load(folder).model, task, 0) for folder in folders]
+    assert losses[-1] < losses[2] < losses[0]
+    # Keeping weights does not change them, and a later training leaves no stale ones.
+    final = (out / "model.safetensors").read_bytes()
+    assert (train(tiny, out) / "model.safetensors").read_bytes() == final
+    assert not (out / "checkpoints").exists()
 
 
 def test_an_earlier_training_is_replaced_and_nothing_else(tiny: Recipe, tmp_path: Path) -> None:
@@ -152,6 +117,10 @@ def test_an_earlier_training_is_replaced_and_nothing_else(tiny: Recipe, tmp_path
     with pytest.raises(InputError, match="not an earlier training"):
         train(tiny, out)
     assert (out / "model.safetensors").read_bytes() == before
+    elsewhere = train(replace(tiny, checkpoints=Checkpoints(at=(5,))), tmp_path / "elsewhere")
+    (elsewhere / "checkpoints" / "step-000005" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds checkpoints/step-000005/notes\.txt"):
+        train(tiny, elsewhere)
     with pytest.raises(InputError, match="File exists"):
         train(tiny, out / "config.json")
 
@@ -167,6 +136,15 @@ def test_a_diverging_mesa_layer_says_so_too(tmp_path: Path) -> None:
     text = TINY.replace('"linear"', '"mesa"').replace("init_std = 0.1", "init_std = 1e30")
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step 1 of 20"):
         train(read_recipe(write(tmp_path, text)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["linear", "mesa"])
+def test_weights_that_diverge_in_the_last_step_are_no_result(tmp_path: Path, kind: str) -> None:
+    text = TINY.replace('"linear"', f'"{kind}"').replace("1e-2", "1e30").replace("= 20", "= 1")
+    recipe = read_recipe(write(tmp_path, text.replace("warmup = 2", "warmup = 0")))
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) after the last step"):
+        train(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_the_demo_loads_is_small_and_keeps_its_promise() -> None:
