@@ -33,6 +33,7 @@ from probe.views import SUBJECT, TWIN
 FIT_SEQUENCES, TEST_SEQUENCES = 2048, 512
 CONTROLS = ("query", "prediction", "random")
 VISIBLE = 0.02  # of the output's energy
+HELD = 0.05  # R^2 that a state's probe must gain over layer 0
 
 
 class Interchange:
@@ -132,6 +133,11 @@ class _Rows:
 
         return ratio([measured for measured, _ in after]), ratio([p for _, p in after])
 
+    def gained(self, layer: int) -> float:
+        """R^2 of the state's probe at the layer minus layer 0."""
+        here, below = self.learned.decodability[layer - 1]
+        return here - below
+
     def scored(self, layer: int, edit: str) -> bool:
         """Whether the edit moved the output enough to be judged."""
         return self.transfers[layer, edit].effect >= VISIBLE
@@ -180,11 +186,17 @@ class _Rows:
 
 
 def _outcome(rows: _Rows, layer: int) -> Outcome:
-    """The state must transfer, after adjustment over the layers, and beyond every control."""
+    """The state must transfer, after adjustment over the layers, and beyond every control.
+
+    What the stream does not hold cannot be swapped: that it does not transfer speaks against
+    nothing.
+    """
     thresholds, margin = Thresholds.load(), rows.margin(layer)
     state = rows.transfers[layer, "state"].through_context
     if rows.adjusted(thresholds.transfer)[layer] < thresholds.level and margin.lo > 0:
         return "supports"
+    if rows.gained(layer) < HELD:
+        return "inconclusive"
     low = state.hi < thresholds.transfer / 2
     return "contradicts" if low or margin.hi < 0 else "inconclusive"
 
@@ -204,7 +216,7 @@ def _metrics(rows: _Rows, layer: int) -> dict[str, Metric]:
             "R^2 of the state's probe at that layer, on the fit split",
         ),
         "decodability_gain": Metric(
-            rows.learned.decodability[layer - 1][0] - rows.learned.decodability[layer - 1][1],
+            rows.gained(layer),
             "R^2 of the state's probe at that layer minus layer 0",
         ),
         "transfer_r2": Metric.of(state.r2, f"{share} when the state is swapped between sequences"),
@@ -253,13 +265,16 @@ def _statement(rows: _Rows, layer: int) -> str:
     state, margin = rows.transfers[layer, "state"], rows.margin(layer)
     measured, predicted = rows.losses(layer)
     through = state.through_context
+    absent = (
+        "" if rows.gained(layer) >= HELD else " The stream hardly holds it: no test of the model."
+    )
     return (
         f"Swapping the state, {rows.learned.states[layer - 1]}, between sequences "
         f"after layer {layer} moves the output by {state.effect:.0%} of its energy; one curve over "
         f"the context's eigenvalues explains {through.value:.3f} [{through.lo:.3f}, "
         f"{through.hi:.3f}] of that, {margin.value:.2f} [{margin.lo:.2f}, {margin.hi:.2f}] more "
         f"than of any control. Erasing it multiplies the loss by {measured.value:.2f}; that curve "
-        f"predicts {predicted.value:.2f}."
+        f"predicts {predicted.value:.2f}.{absent}"
     )
 
 

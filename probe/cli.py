@@ -1,6 +1,7 @@
 """The `mesaprobe` command: it finds its subcommands in `probe/commands`."""
 
 import sys
+import warnings
 
 import click
 
@@ -20,9 +21,15 @@ def app() -> None:
     """Finds the learning algorithm that a trained transformer runs on its own context."""
 
 
+def _tell(message: Warning | str, *where: object) -> None:
+    """A warning is one line, without the place in the code where it arose."""
+    click.echo(f"mesaprobe: {' '.join(str(message).split())}", err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command: bad input is one line on stderr and exit code 2."""
     keep_freed_memory()
+    warnings.showwarning = _tell  # type: ignore[assignment]
     try:
         app.main(args=arguments, prog_name="mesaprobe", standalone_mode=False)
     except (InputError, click.ClickException) as error:

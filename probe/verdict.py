@@ -214,16 +214,18 @@ def _level(found: Class, groups: Standing, score: Score | None, evidence: Eviden
     rivals = [s for s in reading.scores if s.family in nulls()]
     if any(reading.deficit(rival, score).lo <= 0 for rival in rivals):
         return 0
-    needed = ["layer_reconstruction"]
-    if evidence.layers > 1:
-        needed += ["linear_probing", "update_law"]
     outcomes = {name: finding.outcome for name, finding in evidence.findings.items()}
+    # A last block that follows edits of its pairs and queries makes the prediction alone: it is a
+    # learner of one layer behind blocks that copy, and no state passes between layers.
+    alone = evidence.layers == 1 or outcomes.get("pair_edits") == "supports"
+    needed = ("layer_reconstruction",) if alone else _INSIDE
     if any(outcomes.get(name) != "supports" for name in needed):
         return 1
     edits = [outcomes.get(name) for name in _CAUSAL]
     return 3 if "supports" in edits and "contradicts" not in edits else 2
 
 
+_INSIDE = ("layer_reconstruction", "linear_probing", "update_law")
 _CAUSAL = ("interchange", "pair_edits", "ablation")
 
 

@@ -16,6 +16,21 @@ DEMO = Path(__file__).parent.parent / "examples" / "demo"
 FILES = ("results.json", "run.json", "report.html", "report.md")
 
 
+@pytest.fixture(scope="module")
+def series(tiny, tmp_path_factory) -> Path:
+    """Three random models of the shape of the tiny one, named for steps 1, 2 and 10."""
+    from probe.checkpoints.base import load
+    from probe.checkpoints.native import write_native
+    from probe.sampling import generator_for
+
+    model = load(tiny).model
+    folder = tmp_path_factory.mktemp("series")
+    for step in (1, 2, 10):
+        model.initialise(0.3, generator_for(step))
+        write_native(model, "linear", folder / f"step-{step}")
+    return folder
+
+
 def analysed(command, checkpoint: Path, out: Path, *more: object) -> Outcome:
     outcome = command("analyze", checkpoint, "--sequences", 256, "--out", out, *more)
     assert outcome.code == 0, outcome.err

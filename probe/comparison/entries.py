@@ -1,6 +1,5 @@
 """What is compared: checkpoints to be run, and finished results to be read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 
 from probe.checkpoints.base import Subject, load
 from probe.errors import InputError
-from probe.report.results import SCHEMA_VERSION, plain, validate
+from probe.report.results import plain, read_results
 from probe.tasks.base import Task, find_task
 
 RESULTS = "results.json"
@@ -111,7 +110,7 @@ def _read(text: str, preset: str | None, task_name: str | None) -> Entry:
 
 
 def _recorded(path: Path) -> Recorded:
-    results = _results(path)
+    results = read_results(path)
     name, params = results["task"]["name"], dict(results["task"]["params"])
     params.pop("clipped_share", None)
     try:
@@ -123,29 +122,6 @@ def _recorded(path: Path) -> Recorded:
     there = {name: table for name, table in tables.items() if table is not None}
     label = f"{results['subject']['name']} (recorded)"
     return Recorded(label, results, there, task if same else None)
-
-
-def _results(path: Path) -> dict[str, Any]:
-    """The results, if they are those of `analyze` by this version of the contract."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON: {error!s:.160}") from None
-    if not isinstance(results, dict) or "schema_version" not in results:
-        raise InputError(
-            f"{path}: not what `mesaprobe analyze` writes: it states no schema_version"
-        )
-    version = results["schema_version"]
-    if version != SCHEMA_VERSION:
-        shown = f"{version!r:.40}"
-        raise InputError(f"{path}: schema version {shown}, this program reads {SCHEMA_VERSION}")
-    try:
-        validate(results)
-    except ValueError as error:
-        raise InputError(f"{path}: {error!s:.300}") from None
-    return results
 
 
 def _table(path: Path, name: str) -> pd.DataFrame | None:

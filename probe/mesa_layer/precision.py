@@ -47,22 +47,22 @@ def condition(
 
 
 def too_coarse(worst: float, dtype: torch.dtype) -> bool:
-    """Whether a condition number is beyond a precision; tells the user where it is."""
-    coarse = not worst * torch.finfo(dtype).eps <= LOST
-    if coarse and dtype == torch.float64:
-        warnings.warn(
-            f"mesa-layer: condition number {worst:.1g} is beyond float64; outputs may be wrong",
-            IllConditioned,
-            stacklevel=2,
-        )
-    elif coarse:
-        known = f"condition number {worst:.1g}" if math.isfinite(worst) else "singular moments"
-        warnings.warn(
-            f"mesa-layer: {known}, too much for {dtype}; the state is carried in float64",
-            IllConditioned,
-            stacklevel=2,
-        )
-    return coarse
+    """Whether a condition number is beyond a precision; tells the user what follows.
+
+    The text does not hold the number, so that a training that needs float64 says so once.
+    """
+    if worst * torch.finfo(dtype).eps <= LOST:
+        return False
+    follows = "the state is carried in float64"
+    if dtype == torch.float64:
+        follows = "outputs may be wrong"
+    warnings.warn(
+        f"mesa-layer: moments are too ill-conditioned for {str(dtype).removeprefix('torch.')}; "
+        f"{follows}",
+        IllConditioned,
+        stacklevel=2,
+    )
+    return True
 
 
 @torch.no_grad()

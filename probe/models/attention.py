@@ -85,15 +85,20 @@ class SoftmaxAttention:
 
 @dataclass(frozen=True)
 class MesaAttention:
-    """Ridge regression of values on keys at every prefix; one trained lambda per head."""
+    """Ridge regression of values on keys at every prefix; one trained lambda per head.
+
+    The first `unpaired` tokens are no pairs: their keys count as zero. A block that copies the
+    token before has none to copy at the first, and what it copies instead would be a wrong pair.
+    """
 
     kind: ClassVar[str] = "mesa"
     heads: int
     d_head: int
+    unpaired: int = 0
 
     def build(self) -> Mixer:
         """One parameter per head."""
-        return _MesaMixer(self.heads)
+        return MesaMixer(self.heads, self.unpaired)
 
 
 _Kind = (
@@ -135,11 +140,12 @@ class _ScoreMixer(Mixer):
         return (pattern @ v).transpose(1, 2)
 
 
-class _MesaMixer(Mixer):
+class MesaMixer(Mixer):
     """The reference mesa-layer with a trained ridge exp(log_ridge) per head."""
 
-    def __init__(self, heads: int):
+    def __init__(self, heads: int, unpaired: int = 0):
         super().__init__()
+        self.unpaired = unpaired
         self.log_ridge = nn.Parameter(torch.zeros(heads))
 
     def forward(
@@ -149,6 +155,8 @@ class _MesaMixer(Mixer):
         v: Float[Tensor, "batch time heads d_head"],
     ) -> Float[Tensor, "batch time heads d_head"]:
         """Exact least squares at every prefix."""
+        if self.unpaired:
+            k = torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
         return mesa_layer(k, v, q, self.log_ridge.exp())
 
 

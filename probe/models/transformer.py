@@ -6,7 +6,7 @@ goes on to the next block. What reaches the read-out is `hook_resid_final`.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -166,8 +166,10 @@ def _attention_from_dict(plain: Any) -> AttentionKind:
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"unknown kind of attention {kind!r:.40}; known: {', '.join(KINDS)}")
     described = {name: value for name, value in plain.items() if name != "kind"}
-    described = _known_fields(described, KINDS[kind], f"{kind} attention", {})
-    return KINDS[kind](_size(described, "heads"), _size(described, "d_head"))
+    optional = {f.name: f.default for f in fields(KINDS[kind]) if f.default is not MISSING}
+    described = _known_fields(described, KINDS[kind], f"{kind} attention", optional)
+    sizes = {name: _size(described, name, least=0 if name in optional else 1) for name in described}
+    return KINDS[kind](**sizes)
 
 
 class Mlp(nn.Module):

@@ -11,6 +11,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 import probe
+from probe.errors import InputError
 from probe.findings import Finding, Instrument, Metric, Reference, Report, Verdict
 
 SCHEMA_VERSION = 1
@@ -80,6 +81,33 @@ def validate(results: Mapping[str, Any]) -> None:
     if errors:
         places = "\n".join(f"  {error.json_path}: {error.message}" for error in errors)
         raise ValueError(f"results break the schema:\n{places}")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results.json.
+
+    Raises:
+        InputError: It cannot be read, is no JSON, or not what this version of `analyze` writes.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON: {error!s:.160}") from None
+    if not isinstance(results, dict) or "schema_version" not in results:
+        raise InputError(
+            f"{path}: not what `mesaprobe analyze` writes: it states no schema_version"
+        )
+    version = results["schema_version"]
+    if version != SCHEMA_VERSION:
+        shown = f"{version!r:.40}"
+        raise InputError(f"{path}: schema version {shown}, this program reads {SCHEMA_VERSION}")
+    try:
+        validate(results)
+    except ValueError as error:
+        raise InputError(f"{path}: {error!s:.300}") from None
+    return results
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

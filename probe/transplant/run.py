@@ -1,0 +1,245 @@
+"""From a checkpoint and its verdict to the model with an explicit mesa-layer, or to a refusal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from probe.capture import Capture, capture, capture_output, predictor_only
+from probe.checkpoints.base import Subject
+from probe.comparison.losses import Band, band
+from probe.models.recipes import Optimiser, Recipe
+from probe.models.training import Trainer
+from probe.models.transformer import SequenceTransformer
+from probe.pilot import scout
+from probe.pipeline import Progress, check_fit
+from probe.rule import LEARNERS
+from probe.statistics import Interval, mean_per_sequence, share_explained
+from probe.sweep import PILOT, Batch, Context, Plan, Sums, Sweep, View
+from probe.threads import one_thread
+from probe.transplant.binding import Binding, BindingStage, bindings
+from probe.transplant.explicit import Answer, ExplicitStage
+from probe.transplant.surgery import transplant as build
+from probe.views import SUBJECT, all_views
+
+EXPLICIT, CHANGE = "explicit", "change"
+TUNING_BATCH, TUNING_RATE = 64, 3e-4
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing is replaced.
+
+    Attributes:
+        reason: One sentence.
+        bindings: What was read off each layer, where it came to that.
+    """
+
+    reason: str
+    bindings: tuple[Binding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The new model beside the old one, on the same test sequences.
+
+    Attributes:
+        before: Loss of the old model.
+        after: Loss of the new one.
+        ratio: after / before, paired.
+        before_by_position: Loss of the old model at each position.
+        after_by_position: Loss of the new one.
+        agreement: Share of the old model's predictions that the new one explains.
+    """
+
+    before: Interval
+    after: Interval
+    ratio: Interval
+    before_by_position: Band
+    after_by_position: Band
+    agreement: Interval
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """An explicit layer that does what the layers did whose place it has taken.
+
+    Attributes:
+        model: The new model.
+        binding: How the layer reads its problem.
+        bindings: What can be read off each layer of the old model.
+        answer: Its penalty and output map, in closed form.
+        exchange: Losses before and after.
+        tuned: The same after fine-tuning; None if that was not asked for.
+        old_parameters: Trained numbers of the old model.
+        removed: Number of blocks that were taken out.
+    """
+
+    model: SequenceTransformer
+    binding: Binding
+    bindings: tuple[Binding, ...]
+    answer: Answer
+    exchange: Exchange
+    tuned: Exchange | None
+    old_parameters: int
+    removed: int
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers of the new model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def final(self) -> Exchange:
+        """The losses of the model as it is saved."""
+        return self.tuned or self.exchange
+
+
+def transplant(
+    subject: Subject,
+    plan: Plan,
+    verdict: Mapping[str, Any],
+    tuning_steps: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> Transplant | Refusal:
+    """Replaces the layers that learn by one mesa-layer, if the verdict names a learner.
+
+    Args:
+        subject: The model.
+        plan: The data; half of the sequences fit the layer, half compare the models.
+        verdict: The model's verdict, as in results.json.
+        tuning_steps: Steps of training for the new layer and the read-out, from the closed form.
+        progress: Called with (done, in all).
+
+    Raises:
+        InputError: The task does not fit the model, or its outputs are not finite.
+    """
+    if reason := unfit(verdict):
+        return Refusal(reason)
+    check_fit(subject, plan)
+    with one_thread():
+        found = _bindings(subject, plan, progress)
+        complete = [binding for binding in found if binding.complete]
+        if not complete:
+            return Refusal("No layer's stream tells a token its pair and its query.", found)
+        binding = complete[0]
+        answer = _answer(subject, plan, binding, progress)
+        model = build(subject.model, binding, answer)
+        exchange = exchanged(subject.model, model, plan, progress)
+        tuned = None
+        if tuning_steps:
+            model = fine_tuned(model, plan, tuning_steps, binding.layer)
+            tuned = exchanged(subject.model, model, plan, progress)
+    removed = len(subject.model.blocks) - binding.layer
+    return Transplant(model, binding, found, answer, exchange, tuned, subject.parameters, removed)
+
+
+def unfit(verdict: Mapping[str, Any]) -> str | None:
+    """Why a model with this verdict has nothing to replace; None if it has."""
+    if not verdict["instruments_ok"]:
+        return "The instruments misread, so there is no verdict to act on."
+    if verdict["class"] not in LEARNERS:
+        named = str(verdict["class"]).replace("_", " ")
+        return f"The verdict is {named}: there is no optimizer to replace."
+    if verdict["evidence_level"] < 1:
+        return "The evidence is at level 0: the optimizer is not established."
+    return None
+
+
+def _subject_view(subject: Subject, plan: Plan) -> Mapping[str, View]:
+    ridge = scout(plan, len(subject.model.blocks)).ridge
+    return {SUBJECT: all_views(ridge)[SUBJECT]}
+
+
+def _bindings(subject: Subject, plan: Plan, progress: Progress) -> tuple[Binding, ...]:
+    stage = BindingStage.of(plan.task.problem(plan.draw(PILOT, 0, 2)))
+    sweep = Sweep(plan, {SUBJECT: subject.model}, _subject_view(subject, plan), capture, progress)
+    return bindings(stage, sweep.run((stage,))[stage, SUBJECT])
+
+
+def _answer(subject: Subject, plan: Plan, binding: Binding, progress: Progress) -> Answer:
+    stage = ExplicitStage(binding)
+    sweep = Sweep(plan, {SUBJECT: subject.model}, _subject_view(subject, plan), capture, progress)
+    learned: Answer = sweep.run((stage,))[stage, SUBJECT].learned
+    return learned
+
+
+@dataclass(frozen=True)
+class _LossStage:
+    """Loss by position of each view, and the energy of its predictions."""
+
+    views: tuple[str, ...] = (SUBJECT, EXPLICIT, CHANGE)
+    folds: int = 1
+
+    def fit(self, batch: Batch) -> Sums:
+        """Nothing is fitted."""
+        return {"none": torch.zeros(1, dtype=torch.float64)}
+
+    def learn(self, sums: Sums) -> None:
+        """Nothing is fitted."""
+
+    def test(self, batch: Batch, learned: None) -> Sums:
+        """Sums by block."""
+        output = batch.capture.output.double()
+        error = 0.5 * (output - batch.context.problem.targets.double()).square().sum(-1)
+        return {
+            "loss": batch.by_block(error),
+            "energy": batch.by_block(output.square().sum((1, 2))),
+            "sequences": batch.by_block(torch.ones(len(output))),
+        }
+
+
+def exchanged(
+    old: SequenceTransformer, new: SequenceTransformer, plan: Plan, progress: Progress
+) -> Exchange:
+    """Both models on the test sequences."""
+    stage = _LossStage()
+    views: dict[str, View] = {name: _own(name) for name in (SUBJECT, EXPLICIT)}
+    views[CHANGE] = _change
+    sweep = Sweep(plan, {SUBJECT: old, EXPLICIT: new}, views, capture_output, progress)
+    results = sweep.run((stage,))
+    sums = {view: results[stage, view].sums for view in stage.views}
+    count = sums[SUBJECT]["sequences"]
+    before, after = (sums[view]["loss"] for view in (SUBJECT, EXPLICIT))
+    lost = share_explained(after.sum(1), before.sum(1))
+    return Exchange(
+        before=mean_per_sequence(before.mean(1), count),
+        after=mean_per_sequence(after.mean(1), count),
+        ratio=Interval(1 - lost.value, 1 - lost.hi, 1 - lost.lo),
+        before_by_position=band(before, count[:, None]),
+        after_by_position=band(after, count[:, None]),
+        agreement=share_explained(sums[CHANGE]["energy"], sums[SUBJECT]["energy"]),
+    )
+
+
+def _own(name: str) -> View:
+    return lambda context, captures: (context, captures[name])
+
+
+def _change(context: Context, captures: Mapping[str, Capture]) -> tuple[Context, Capture]:
+    """What the exchange does to the predictions."""
+    return context, predictor_only(captures[EXPLICIT].output - captures[SUBJECT].output)
+
+
+def fine_tuned(
+    model: SequenceTransformer, plan: Plan, steps: int, layer: int
+) -> SequenceTransformer:
+    """The model after training of its explicit layer and read-out; what is below stays."""
+    optimiser = Optimiser(
+        steps=steps,
+        batch=TUNING_BATCH,
+        peak_rate=TUNING_RATE,
+        floor_rate=0.0,
+        warmup=0,
+        weight_decay=0.0,
+        gradient_clip=1.0,
+        init_std=1.0,
+    )
+    trainer = Trainer(Recipe("fine-tuning", plan.task.name, model.config, optimiser, plan.seed))
+    trainer.model.load_state_dict(model.state_dict())
+    for name, parameter in trainer.model.named_parameters():
+        parameter.requires_grad_(name.startswith((f"blocks.{layer}.", "W_U")))
+    while trainer.done < steps:
+        trainer.step()
+    return trainer.model.eval().requires_grad_(False)
