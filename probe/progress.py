@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 QUARTERS = 4
+PHASE = 1000  # units of a phase
 
 
 @contextmanager
@@ -58,6 +60,22 @@ def _plain(title: str) -> Callable[[int, int, float | None], None]:
             print(f"{title}: {done}/{total}{shown}", file=sys.stderr, flush=True)
 
     return update
+
+
+@dataclass
+class Phases:
+    """One count of progress over several runs, each of which counts for itself."""
+
+    tell: Callable[[int, int], None]
+    phases: int
+    done: int = field(default=0)
+
+    def next(self) -> Callable[[int, int], None]:
+        """Progress of the next run."""
+        before, self.done = self.done, self.done + 1
+        return lambda done, total: self.tell(
+            before * PHASE + PHASE * done // total, self.phases * PHASE
+        )
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

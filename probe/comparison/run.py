@@ -1,7 +1,7 @@
 """From entries to a comparison: one sweep per group of models, one analysis per checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,12 +12,11 @@ from probe.comparison.groups import Group, Obstacle
 from probe.comparison.losses import Losses
 from probe.comparison.measure import Measured, measure
 from probe.pipeline import Progress, Request, analyze, check_fit, describe_subject, describe_task
+from probe.progress import Phases
 from probe.report.results import reference_dict, results_dict
 from probe.sweep import Plan
 from probe.tasks.base import Task
 from probe.threads import one_thread
-
-_PHASE = 1000
 
 
 @dataclass(frozen=True)
@@ -90,22 +89,6 @@ class Settings:
         return Plan(task, self.sequences, self.seed, self.batch_size, self.workers, self.device)
 
 
-@dataclass
-class _Phases:
-    """One count of progress over several runs, each of which counts for itself."""
-
-    tell: Progress
-    phases: int
-    done: int = field(default=0)
-
-    def next(self) -> Progress:
-        """Progress of the next run."""
-        before, self.done = self.done, self.done + 1
-        return lambda done, total: self.tell(
-            before * _PHASE + _PHASE * done // total, self.phases * _PHASE
-        )
-
-
 def compare(
     entries: Sequence[Entry], settings: Settings, progress: Progress = lambda done, total: None
 ) -> Comparison:
@@ -119,7 +102,7 @@ def compare(
     for checkpoint in checkpoints:
         check_fit(checkpoint.subject, settings.plan(checkpoint.task))
     runs = sum(bool(members.checkpoints) for members in grouped)
-    phases = _Phases(progress, runs + settings.verdicts * len(checkpoints))
+    phases = Phases(progress, runs + settings.verdicts * len(checkpoints))
     with one_thread():
         sides = tuple(_side(members, settings, phases.next) for members in grouped)
     found = groups.obstacles(grouped, settings.sequences, settings.seed)

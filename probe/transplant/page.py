@@ -33,7 +33,7 @@ def transplant_page(
     if isinstance(found, Refusal) or after is None:
         return _refused(name, found, before)
     sections = (
-        _loss_section(found),
+        _loss_section(found, before["verdict"]["class"] == "first_order"),
         _binding_section(found.bindings, found.binding.layer),
         _verdict_section(before, after),
     )
@@ -79,7 +79,7 @@ def _value(value: Interval) -> str:
     return f"{number(value.value)} ({interval(value.lo, value.hi)})"
 
 
-def _loss_section(found: Transplant) -> Section:
+def _loss_section(found: Transplant, unconverged: bool) -> Section:
     series = [
         _line("original", found.exchange, before=True),
         _line("explicit layer, closed form", found.exchange),
@@ -108,6 +108,11 @@ def _loss_section(found: Transplant) -> Section:
         "fitted"
         + (", then the layer and the read-out are trained for some steps." if found.tuned else ".")
     )
+    if unconverged:
+        text += (
+            " The original runs a short iteration: the explicit layer goes on to where that would "
+            "have led, and does not imitate it."
+        )
     table = Table("transplant_loss", frame)
     return Section("What does the exchange cost?", text, (chart,), data=(table,), note=_NOT)
 

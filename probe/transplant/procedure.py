@@ -9,10 +9,11 @@ from probe.checkpoints.base import Subject, load
 from probe.checkpoints.native import write_native
 from probe.errors import InputError
 from probe.pipeline import Progress, Request, analyze
+from probe.progress import Phases
 from probe.report.results import read_results, results_dict
 from probe.report.write import write_report
 from probe.sweep import Plan
-from probe.transplant.run import Refusal, Transplant, transplant
+from probe.transplant.run import STEPS, Refusal, Transplant, transplant
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,18 @@ def carry_out(
         tuning_steps: Steps of fine-tuning.
         tolerance: Nothing is replaced if the loss rises by more than this share.
         folder: Gets the new checkpoint, and its report in report/; nothing where none is made.
-        progress: Called with (done, in all), for each part anew.
+        progress: Called with (done, in all).
 
     Raises:
         InputError: The results cannot be read or are another model's.
     """
+    phases = Phases(progress, (finished is None) + len(STEPS) + (tuning_steps > 0) + 1)
     before = (
         _read(finished, subject)
         if finished
-        else results_dict(analyze(Request(subject, plan), progress))
+        else results_dict(analyze(Request(subject, plan), phases.next()))
     )
-    found = transplant(subject, plan, before["verdict"], tuning_steps, progress)
+    found = transplant(subject, plan, before["verdict"], tuning_steps, phases)
     if isinstance(found, Refusal):
         return Done(found, before, None)
     if (ratio := found.final.ratio).value > 1 + tolerance:
@@ -68,7 +70,7 @@ def carry_out(
         )
         return Done(Refusal(reason, found.bindings), before, None)
     write_native(found.model, plan.task.name, folder)
-    report = analyze(Request(load(folder), plan), progress)
+    report = analyze(Request(load(folder), plan), phases.next())
     write_report(report, folder / "report")
     return Done(found, before, results_dict(report))
 

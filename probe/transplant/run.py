@@ -14,6 +14,7 @@ from probe.models.training import Trainer
 from probe.models.transformer import SequenceTransformer
 from probe.pilot import scout
 from probe.pipeline import Progress, check_fit
+from probe.progress import Phases
 from probe.rule import LEARNERS
 from probe.statistics import Interval, mean_per_sequence, share_explained
 from probe.sweep import PILOT, Batch, Context, Plan, Sums, Sweep, View
@@ -23,6 +24,7 @@ from probe.transplant.explicit import Answer, ExplicitStage
 from probe.transplant.surgery import transplant as build
 from probe.views import SUBJECT, all_views
 
+STEPS = ("bindings", "answer", "exchange")
 EXPLICIT, CHANGE = "explicit", "change"
 TUNING_BATCH, TUNING_RATE = 64, 3e-4
 
@@ -101,7 +103,7 @@ def transplant(
     plan: Plan,
     verdict: Mapping[str, Any],
     tuning_steps: int = 0,
-    progress: Progress = lambda done, total: None,
+    phases: Phases | None = None,
 ) -> Transplant | Refusal:
     """Replaces the layers that learn by one mesa-layer, if the verdict names a learner.
 
@@ -110,7 +112,7 @@ def transplant(
         plan: The data; half of the sequences fit the layer, half compare the models.
         verdict: The model's verdict, as in results.json.
         tuning_steps: Steps of training for the new layer and the read-out, from the closed form.
-        progress: Called with (done, in all).
+        phases: Told of each of STEPS, and of the measurement after fine-tuning.
 
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
@@ -118,19 +120,20 @@ def transplant(
     if reason := unfit(verdict):
         return Refusal(reason)
     check_fit(subject, plan)
+    phases = phases or Phases(lambda done, total: None, len(STEPS) + (tuning_steps > 0))
     with one_thread():
-        found = _bindings(subject, plan, progress)
+        found = _bindings(subject, plan, phases.next())
         complete = [binding for binding in found if binding.complete]
         if not complete:
             return Refusal("No layer's stream tells a token its pair and its query.", found)
         binding = complete[0]
-        answer = _answer(subject, plan, binding, progress)
+        answer = _answer(subject, plan, binding, phases.next())
         model = build(subject.model, binding, answer)
-        exchange = exchanged(subject.model, model, plan, progress)
+        exchange = exchanged(subject.model, model, plan, phases.next())
         tuned = None
         if tuning_steps:
             model = fine_tuned(model, plan, tuning_steps, binding.layer)
-            tuned = exchanged(subject.model, model, plan, progress)
+            tuned = exchanged(subject.model, model, plan, phases.next())
     removed = len(subject.model.blocks) - binding.layer
     return Transplant(model, binding, found, answer, exchange, tuned, subject.parameters, removed)
 
