@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import analysis, probing
+from benchmarks import analysis, mesa, probing
 from probe.allocator import keep_freed_memory
 from probe.progress import print_table
 
@@ -26,7 +26,7 @@ def gemm_rate(size: int = 1500) -> float:
 def main() -> None:
     """Runs all benchmarks."""
     keep_freed_memory()
-    rows = [*probing.measure(), *analysis.measure()]
+    rows = [*mesa.measure(), *probing.measure(), *analysis.measure()]
     shown = [
         (
             str(r["name"]),

@@ -37,9 +37,11 @@ def all_views(ridge: float) -> dict[str, View]:
 
 
 def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:
-    """Predictions of the reference mesa-layer on a problem, in the problem's dtype."""
-    keys, values, queries = problem.keys[:, :, None], problem.values[:, :, None], problem.queries
-    return mesa_layer(keys, values, queries[:, :, None], torch.tensor([ridge]))[:, :, 0]
+    """Predictions of the reference mesa-layer on a problem, solved in float64."""
+    parts = (problem.keys, problem.values, problem.queries)
+    heads = [part.double()[:, :, None] for part in parts]
+    answers = mesa_layer(*heads, torch.tensor([ridge], dtype=torch.float64))
+    return answers[:, :, 0].to(problem.values.dtype)
 
 
 @torch.no_grad()

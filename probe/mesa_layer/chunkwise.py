@@ -38,10 +38,11 @@ class Chunkwise:
     Memory O(T (d + c)) and time O(T (d^2 + c d + c^2)) per head, for chunks of c positions.
 
     Attributes:
-        longest: Largest number of positions in a chunk.
+        longest: Largest number of positions in a chunk; None: as many as a key has channels, from
+            32 to 64, or all if there are no more than 64.
     """
 
-    longest: int = LONGEST
+    longest: int | None = None
 
     def refuses(self, problem: LeastSquares) -> str | None:
         """Between two prefixes a penalty that stays changes relative to the data by full rank."""
@@ -64,10 +65,12 @@ class Chunkwise:
         return solve_implicitly(problem, solver).to(values)
 
     def _chunk(self, problem: LeastSquares) -> int:
+        _, _, time, width = problem.keys.shape
+        longest = self.longest or (LONGEST if time <= LONGEST else min(max(width, 32), LONGEST))
         if problem.log_forget is None:
-            return self.longest
+            return longest
         strongest = -float(problem.log_forget.detach().amin())
-        return max(1, min(self.longest, int(FADED / max(strongest, 1e-9))))
+        return max(1, min(longest, int(FADED / max(strongest, 1e-9))))
 
 
 class Woodbury(Solver):
