@@ -39,8 +39,8 @@ def all_views(ridge: float) -> dict[str, View]:
 def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:
     """Predictions of the reference mesa-layer on a problem, solved in float64."""
     parts = (problem.keys, problem.values, problem.queries)
-    heads = [part.double()[:, :, None] for part in parts]
-    answers = mesa_layer(*heads, torch.tensor([ridge], dtype=torch.float64))
+    keys, values, queries = (part.double()[:, :, None] for part in parts)
+    answers = mesa_layer(keys, values, queries, torch.tensor([ridge], dtype=torch.float64))
     return answers[:, :, 0].to(problem.values.dtype)
 
 
