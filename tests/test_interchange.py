@@ -12,7 +12,7 @@ from probe.causal.erasure import projection
 from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage
 from probe.causal.patterns import Products, pattern
 from probe.causal.states import ActedOn
-from probe.causal.transfer import Place
+from probe.causal.transfer import HATS, Place, columns
 from probe.pilot import scout
 from probe.planted.base import Planted, families_planted
 from probe.planted.descent import Steps, plant_descent
@@ -198,3 +198,15 @@ def test_one_block_has_no_state_to_swap() -> None:
     assert Interchange().stages(setting) == ()
     assert Interchange().conclude(setting, {}).outcome == "inconclusive"
     assert set(SWAPS) < set(EDITS)
+
+
+def test_a_prediction_narrower_than_a_query_goes_by_the_direct_term_alone() -> None:
+    """Partial observation: queries hold five lags, predictions one observation."""
+    task = find_task("partial")
+    sequences = task.sample(6, generator_for(2))
+    context = Context(sequences, task.problem(sequences))
+    place = Place.at(context, 20, torch.logspace(-2, 2, 64, dtype=torch.float64))
+    narrow, wide = (torch.ones(6, n, dtype=torch.float64) for n in (5, 25))
+    found = columns(place, narrow, narrow, narrow)
+    assert found[..., :HATS].abs().max() == 0 and torch.equal(found[..., HATS], narrow)
+    assert columns(place, wide, narrow, narrow)[..., :HATS].abs().max() > 0.1

@@ -9,6 +9,15 @@ from probe.checkpoints.base import Subject, load
 from probe.checkpoints.native import write_native
 from probe.checkpoints.safe_pickle import read_pickle
 from probe.errors import InputError
+from probe.mesa_layer import (
+    Chunkwise,
+    ConjugateGradient,
+    Direct,
+    Method,
+    Recursion,
+    mesa_layer,
+)
+from probe.models import attention
 from probe.sampling import generator_for
 from probe.tasks.base import Sequences, find_task
 
@@ -123,3 +132,27 @@ def test_every_published_pickle_is_within_the_allow_list(paper_data: Path) -> No
     assert files
     for path in files:
         assert read_pickle(path), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [Direct(), Chunkwise(), Recursion(), ConjugateGradient()], ids=str
+)
+@pytest.mark.parametrize(("file", "preset", "published"), [MODELS[4], MODELS[6]])
+def test_published_mesa_loss_by_every_path(
+    paper_data: Path, monkeypatch, file: str, preset: str, published: float, method: Method
+) -> None:
+    solved = []
+
+    def solve(*parts: torch.Tensor) -> torch.Tensor:
+        solved.append(method)
+        return mesa_layer(*parts, method=method)
+
+    monkeypatch.setattr(attention, "mesa_layer", solve)
+    subject = subject_of(paper_data, file, preset)
+    loss = float(fresh_losses(subject, subject.task or "").mean())
+    assert loss == pytest.approx(published, rel=TOLERANCE) and solved
+    # Another penalty is another model: the loss knows the layer.
+    mixer = next(m for m in subject.model.modules() if isinstance(m, attention.MesaMixer))
+    mixer.log_ridge += 5.0
+    assert float(fresh_losses(subject, subject.task or "").mean()) > 1.2 * published

@@ -58,8 +58,13 @@ class Place:
         maps = (values.mT @ keys @ basis) * present[:, None]
         return cls(_scaled_hats(mu, present, knots), basis, maps)
 
-    def through(self, change: Float[Tensor, "batch d_k"]) -> Float[Tensor, "batch d_v hats"]:
-        """C_t hat_i(G_t) G_t^-1 dz: the columns that T weights."""
+    def through(self, change: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d_v hats"]:
+        """C_t hat_i(G_t) G_t^-1 dz: the columns that T weights.
+
+        A change that is not as wide as a query cannot pass through the context: zeros.
+        """
+        if change.shape[-1] != self.basis.shape[-1]:
+            return self.maps.new_zeros(*self.maps.shape[:2], self.hats.shape[-1])
         coordinates = self.basis.mT @ change[..., None]
         return self.maps @ (coordinates * self.hats)
 
@@ -74,7 +79,7 @@ DIRECT, MOVED, GAP = HATS, HATS + 1, HATS + 2
 
 def columns(
     place: Place,
-    change: Float[Tensor, "batch d_k"],
+    change: Float[Tensor, "batch d"],
     moved: Float[Tensor, "batch d_v"],
     gap: Float[Tensor, "batch d_v"],
 ) -> Float[Tensor, "batch d_v columns"]:
