@@ -108,6 +108,7 @@ def _loss_section(found: Transplant, unconverged: bool) -> Section:
         "fitted"
         + (", then the layer and the read-out are trained for some steps." if found.tuned else ".")
     )
+    text += f" {_where(found.final)}"
     if unconverged:
         text += (
             " The original runs a short iteration: the explicit layer goes on to where that would "
@@ -115,6 +116,16 @@ def _loss_section(found: Transplant, unconverged: bool) -> Section:
         )
     table = Table("transplant_loss", frame)
     return Section("What does the exchange cost?", text, (chart,), data=(table,), note=_NOT)
+
+
+def _where(exchange: Exchange) -> str:
+    """At how many positions the exchange helps, and at how many it harms."""
+    before, after = exchange.before_by_position, exchange.after_by_position
+    better, worse = int((after.hi < before.lo).sum()), int((after.lo > before.hi).sum())
+    return (
+        f"The loss is lower at {better} of {len(before.mean)} positions and higher at {worse}, by "
+        "intervals that do not meet."
+    )
 
 
 def _line(name: str, exchange: Exchange, before: bool = False) -> Series:
@@ -129,7 +140,7 @@ def _binding_section(found: Sequence[Binding], chosen: int | None) -> Section:
     rows = [
         {
             "stream before layer": binding.layer + 1,
-            **{f"R^2 of {role}": binding.r2[role].value for role in ROLES},
+            **{f"R^2 of {role}": round(binding.r2[role].value, 3) + 0.0 for role in ROLES},
             "all there": "yes" if binding.complete else "no",
         }
         for binding in found
