@@ -233,6 +233,9 @@ def test_gates_outside_their_range_are_refused() -> None:
             mesa_layer(*qkv, penalty, ForgetAll(wrong))
     with pytest.raises(ValueError, match="write gates"):
         mesa_layer(*qkv, penalty, write=-gate)
+    for wrong in (float("inf"), float("nan")):
+        with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+            mesa_layer(*qkv, penalty * wrong)
 
 
 def test_diagnosis_knows_an_orthogonal_problem() -> None:

@@ -144,7 +144,7 @@ def test_published_mesa_loss_by_every_path(
 ) -> None:
     solved = []
 
-    def solve(*parts: torch.Tensor) -> torch.Tensor:
+    def solve(*parts: torch.Tensor, **_: object) -> torch.Tensor:
         solved.append(method)
         return mesa_layer(*parts, method=method)
 

@@ -52,8 +52,10 @@ def prefix_hessians(
 ) -> Float[Tensor, "batch heads time d_k d_k"]:
     """H_t, whose inverse takes queries to combinations of keys."""
     squares = problem.keys[..., :, None] * problem.keys[..., None, :]
-    moments = (weights @ squares.flatten(-2)).unflatten(-1, squares.shape[-2:])
     penalty = problem.start[:, None]
-    if problem.log_forget is not None and problem.fades:
+    if problem.log_forget is None:
+        written = squares if problem.write is None else squares * problem.write[..., None, None]
+        return written.cumsum(2) + penalty
+    if problem.fades:
         penalty = penalty * problem.log_forget.cumsum(-1).exp()[..., None, None]
-    return moments + penalty
+    return (weights @ squares.flatten(-2)).unflatten(-1, squares.shape[-2:]) + penalty

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,12 @@ class LeastSquares:
 
         Raises:
             ValueError: A gate outside its range.
+            torch.linalg.LinAlgError: A penalty that is not finite.
         """
         dtype = torch.promote_types(torch.promote_types(keys.dtype, values.dtype), queries.dtype)
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        if not bool(ridge.isfinite().all()):
+            raise LinAlgError("mesa-layer: the penalty is not finite")
         if write is not None and not bool((write >= 0).all()):
             raise ValueError("write gates must be 0 or more")
         if forget is not None and not bool(((forget.gate > 0) & (forget.gate <= 1)).all()):

@@ -91,7 +91,7 @@ class ModelConfig:
         """Plain values; `from_dict` reads them back."""
         plain = asdict(self)
         for block, config in zip(plain["blocks"], self.blocks, strict=True):
-            block["attention"]["kind"] = config.attention.kind
+            block["attention"] = _attention_to_dict(config.attention)
         return plain
 
     @classmethod
@@ -161,12 +161,23 @@ def _block_from_dict(plain: object) -> BlockConfig:
     )
 
 
+def _attention_to_dict(attention: AttentionKind) -> dict[str, Any]:
+    """The kind and its sizes; what stands at its default is left out."""
+    optional = _optional(type(attention))
+    sizes = {name: size for name, size in vars(attention).items() if optional.get(name) != size}
+    return {**sizes, "kind": attention.kind}
+
+
+def _optional(kind: type[Any]) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+
+
 def _attention_from_dict(plain: Any) -> AttentionKind:
     kind = plain.get("kind") if isinstance(plain, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"unknown kind of attention {kind!r:.40}; known: {', '.join(KINDS)}")
     described = {name: value for name, value in plain.items() if name != "kind"}
-    optional = {f.name: f.default for f in fields(KINDS[kind]) if f.default is not MISSING}
+    optional = _optional(KINDS[kind])
     described = _known_fields(described, KINDS[kind], f"{kind} attention", optional)
     sizes = {name: _size(described, name, least=0 if name in optional else 1) for name in described}
     return KINDS[kind](**sizes)
