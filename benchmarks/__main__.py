@@ -4,23 +4,12 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks import analysis, mesa, probing
+from benchmarks.machine import gemm_rate
 from probe.allocator import keep_freed_memory
 from probe.progress import print_table
 
 HISTORY = Path(__file__).with_name("history.json")
-
-
-def gemm_rate(size: int = 1500) -> float:
-    """Billions of float32 operations per second of one large product on this machine."""
-    matrix = torch.ones(size, size)
-    matrix @ matrix
-    started = time.perf_counter()
-    for _ in range(5):
-        matrix @ matrix
-    return 10 * size**3 / (time.perf_counter() - started) / 1e9
 
 
 def main() -> None:
