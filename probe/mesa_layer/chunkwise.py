@@ -40,9 +40,12 @@ class Chunkwise:
     Attributes:
         longest: Largest number of positions in a chunk; None: as many as a key has channels, from
             32 to 64, or all if there are no more than 64.
+        rounds: How often every solution is refined; None: where and as often as the condition of
+            the whole batch asks for: fastest, but other sequences touch the last bits.
     """
 
     longest: int | None = None
+    rounds: int | None = None
 
     def refuses(self, problem: LeastSquares) -> str | None:
         """Between two prefixes a penalty that stays changes relative to the data by full rank."""
@@ -55,10 +58,10 @@ class Chunkwise:
             torch.linalg.LinAlgError: A moment matrix is not positive definite.
         """
         values = problem.values.dtype
-        solver = Woodbury.of(problem, self._chunk(problem))
+        solver = Woodbury.of(problem, self._chunk(problem), self.rounds)
         if problem.keys.dtype != torch.float64 and too_coarse(solver.worst, problem.keys.dtype):
             problem = problem.to(torch.float64)
-            solver = Woodbury.of(problem, self._chunk(problem))
+            solver = Woodbury.of(problem, self._chunk(problem), self.rounds)
         if not math.isfinite(solver.worst):
             raise LinAlgError("mesa-layer: a moment matrix is not positive-definite")
         too_coarse(solver.worst, problem.keys.dtype)
@@ -74,9 +77,17 @@ class Chunkwise:
 
 
 class Woodbury(Solver):
-    """The factors of a chunked problem, and solutions by them."""
+    """The factors of a chunked problem, and solutions by them.
 
-    def __init__(self, chunks: Chunks):
+    Attributes:
+        chunks: The problem.
+        worst: The largest condition number of any H_t, as estimated; infinite where a factor
+            failed.
+        rough: Number of chunks, from the first, whose solutions are refined.
+        rounds: How often.
+    """
+
+    def __init__(self, chunks: Chunks, rounds: int | None = None):
         self.chunks = chunks
         self.inverse, failed = _inverted(chunks)
         weighted = self._at_start(chunks.k)
@@ -85,32 +96,29 @@ class Woodbury(Solver):
         inner.diagonal(dim1=-2, dim2=-1).add_(1)
         factor, info = torch.linalg.cholesky_ex(inner)
         self.z = torch.linalg.solve_triangular(factor, y, upper=False)
-        # The largest condition number of any H_t, as estimated; infinite where a factor failed.
-        self.worst, self.rough = math.inf, chunks.k.shape[2]
+        kappa = [math.inf]
         if not (failed or bool(info.any())):
             kappa = condition(chunks, self.inverse).amax((0, 1)).tolist()
-            self.worst = max(kappa)
+        self.worst = max(kappa)
+        self.rough, self.rounds = chunks.k.shape[2], rounds or 0
+        if rounds is None:
             self.rough = max((n + 1 for n, k in enumerate(kappa) if k > CALM), default=0)
+            self.rounds = 1 if self.worst < ROUGH else 2
 
     @classmethod
     @torch.no_grad()
-    def of(cls, problem: LeastSquares, longest: int) -> "Woodbury":
+    def of(cls, problem: LeastSquares, longest: int, rounds: int | None) -> "Woodbury":
         """The factors of a problem; nothing of them enters a graph."""
-        return cls(Chunks.cut(problem, longest))
+        return cls(Chunks.cut(problem, longest), rounds)
 
     def solve(self, rhs: _Rows) -> _Rows:
         """p_t = H_t^-1 rhs_t; refined in the chunks up to the last that cancels."""
         p = self._by_factors(rhs)
         first = slice(self.rough)
-        for _ in range(self.rounds):
+        for _ in range(self.rounds if self.rough else 0):
             left = rhs[:, :, first] - self.chunks.hessian(p[:, :, first], self.rough)
             p[:, :, first] += self._by_factors(left)
         return p
-
-    @property
-    def rounds(self) -> int:
-        """How often to refine; each round gains digits as long as rounding leaves some."""
-        return 0 if not self.rough else 1 if self.worst < ROUGH else 2
 
     def _by_factors(self, rhs: _Rows) -> _Rows:
         z = self.z[:, :, : rhs.shape[2]]

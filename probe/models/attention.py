@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from probe.mesa_layer import Direct, mesa_layer
+from probe.mesa_layer import Chunkwise, mesa_layer
 
 
 class Mixer(nn.Module, ABC):
@@ -157,10 +157,14 @@ class MesaMixer(Mixer):
         """Exact least squares at every prefix."""
         if self.unpaired:
             k = torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
+        if torch.is_grad_enabled():
+            return mesa_layer(k, v, q, self.log_ridge.exp())
         # Without gradients an analysis looks, which promises the same bits however sequences are
-        # cut into batches: the reference solves every prefix for itself.
-        method = None if torch.is_grad_enabled() else Direct()
-        return mesa_layer(k, v, q, self.log_ridge.exp(), method=method)
+        # cut into batches: nothing of the solution may depend on the others in the batch.
+        exact = mesa_layer(
+            k.double(), v.double(), q.double(), self.log_ridge.exp(), method=Chunkwise(rounds=2)
+        )
+        return exact.to(v.dtype)
 
 
 class Attention(nn.Module):
