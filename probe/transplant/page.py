@@ -51,13 +51,13 @@ def answer(found: Transplant, after: Record) -> str:
     """The outcome in one sentence."""
     first, last = found.binding.layer + 1, found.binding.layer + found.removed
     layers = f"Layer {first} is" if first == last else f"Layers {first} to {last} are"
-    ratio = found.final.ratio
+    ratio, share = found.final.ratio, 100 * found.parameters / found.old_parameters
     verdict = after["verdict"]
     reads = str(verdict["class"]).replace("_", " ")
     return (
         f"{layers} replaced by one explicit mesa-layer: the loss is {ratio.value:.3f} times the "
         f"original's (95 % interval {ratio.lo:.3f} to {ratio.hi:.3f}), with "
-        f"{found.parameters / found.old_parameters:.0%} of its parameters; the new model reads "
+        f"{share:.0f} % of its parameters; the new model reads "
         f"as {reads}, evidence level {verdict['evidence_level']}."
     )
 
