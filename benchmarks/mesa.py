@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.machine import gemm_rate
 from probe.mesa_layer import Chunkwise, ConjugateGradient, Direct, Method, mesa_layer
+from probe.mesa_layer.chunkwise import chunk_length
 from probe.sampling import generator_for, normal
 
 SHAPES = ((64, 50, 4, 20), (8, 512, 4, 32), (1, 4096, 4, 64))  # batch, time, heads, d
@@ -90,8 +91,7 @@ def products(shape: tuple[int, ...]) -> float:
     x d), as `chunkwise.py` and `implicit.py` make them; refinement and factors are left out.
     """
     batch, time_, heads, d = shape
-    longest = 64 if time_ <= 64 else min(max(d, 32), 64)
-    chunks = -(-time_ // longest)
+    chunks = -(-time_ // chunk_length(time_, d))
     c = -(-time_ // chunks)
     inside = 2 * c * c * d * 14
     across = 2 * c * d * d * (14 if chunks > 1 else 0)

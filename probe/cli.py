@@ -29,6 +29,7 @@ def _tell(message: Warning | str, *where: object) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command: bad input is one line on stderr and exit code 2."""
     keep_freed_memory()
+    # The library means this function to be replaced; a type checker cannot know.
     warnings.showwarning = _tell  # type: ignore[assignment]
     try:
         app.main(args=arguments, prog_name="mesaprobe", standalone_mode=False)

@@ -22,7 +22,7 @@ from probe.scores import Reading, read
 from probe.sweep import PILOT, Plan, Results, Stage, Sweep
 from probe.tasks.base import label
 from probe.threads import one_thread
-from probe.views import SUBJECT, TWIN, all_views, permuted_twin
+from probe.views import SUBJECT, TWIN, all_views, permuted_twin, seen_as
 
 Progress = Callable[[int, int], None]
 SITES_SEQUENCES, SITES_TOLERANCE = 64, 1e-3  # float32 streams, of up to dozens of blocks
@@ -132,7 +132,7 @@ def _measure(
     clipped = {"in distribution": sweep.clipped_share}
     for stage in turned:
         shorter = replace(plan, task=stage.task, sequences=max(plan.sequences // 4, 256))
-        view = {SUBJECT: all_views(setting.ridge)[SUBJECT]}
+        view = {SUBJECT: seen_as(SUBJECT)}
         nudged = Sweep(shorter, {SUBJECT: subject.model}, view, capture)
         results |= nudged.run((stage,))
         clipped["nudged teacher"] = nudged.clipped_share

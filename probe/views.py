@@ -28,12 +28,17 @@ def all_views(ridge: float) -> dict[str, View]:
         return context, predictor_only(planted_mesa(context.problem, ridge))
 
     return {
-        SUBJECT: lambda context, captures: (context, captures[SUBJECT]),
-        TWIN: lambda context, captures: (context, captures[TWIN]),
+        SUBJECT: seen_as(SUBJECT),
+        TWIN: seen_as(TWIN),
         SWAPPED: lambda context, captures: (context.swapped, captures[SUBJECT]),
         ANOTHER: lambda context, captures: (context.another, captures[SUBJECT]),
         PLANTED: planted,
     }
+
+
+def seen_as(model: str) -> View:
+    """The view of one model as it is."""
+    return lambda context, captures: (context, captures[model])
 
 
 def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe import checkpoints, registry
 from probe.errors import InputError
+from probe.linalg import LinAlgError
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
 
@@ -150,7 +151,7 @@ def _check_stream(path: Path, model: SequenceTransformer) -> None:
     tokens = normal(generator_for(0), 2, 8, model.config.d_in).float()
     try:
         _, cache = model.run_with_cache(tokens)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except LinAlgError:
         raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
     for layer, block in enumerate(model.blocks):
         parts = ["hook_resid_pre", "hook_attn_out"] + ["hook_mlp_out"] * (block.mlp is not None)

@@ -10,13 +10,13 @@ from probe.commands.options import (
     choose_device,
     device_option,
     load_with_task,
+    output_folder,
     preset_option,
     seed_option,
     sequences_option,
     task_option,
     workers_option,
 )
-from probe.errors import InputError
 
 
 @click.command()
@@ -67,9 +67,7 @@ def analyze(
     from probe.sweep import Plan
 
     subject, task = load_with_task(checkpoint, preset, task_name)
-    folder = out or Path("reports") / subject.name.replace("#", "-")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: not a folder")
+    folder = output_folder(out or Path("reports") / subject.name.replace("#", "-"))
     plan = Plan(task, sequences, seed, batch_size, workers, choose_device(device))
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:

@@ -8,13 +8,13 @@ from probe.commands.options import (
     batch_option,
     choose_device,
     device_option,
+    output_folder,
     preset_option,
     seed_option,
     sequences_option,
     task_option,
     workers_option,
 )
-from probe.errors import InputError
 
 
 @click.command()
@@ -68,8 +68,7 @@ def compare(
     from probe.progress import print_table, reporting
     from probe.report.page import write_page
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder")
+    output_folder(out)
     entries = read_entries(models, preset, task_name)
     device = choose_device(device)
     settings = Settings(sequences, seed, batch_size, workers, device, verdicts)

@@ -53,6 +53,13 @@ def load_with_task(
     return subject, find_task(name)
 
 
+def output_folder(path: Path) -> Path:
+    """A place where a folder is, or can be made."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: not a folder")
+    return path
+
+
 def choose_device(asked: str) -> str:
     """The device asked for, where there is one."""
     import torch

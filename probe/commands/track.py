@@ -8,12 +8,12 @@ from probe.commands.options import (
     batch_option,
     choose_device,
     device_option,
+    output_folder,
     preset_option,
     seed_option,
     task_option,
     workers_option,
 )
-from probe.errors import InputError
 
 
 @click.command()
@@ -59,9 +59,7 @@ def track(
     from probe.tracking.series import read_series
 
     series = read_series(folder, preset, task_name)
-    place = out or Path("reports") / f"track-{folder.resolve().name}"
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{place}: not a folder")
+    place = output_folder(out or Path("reports") / f"track-{folder.resolve().name}")
     plan = Plan(find_task(series.task), sequences, seed, batch_size, workers, choose_device(device))
     with reporting(f"tracking {len(series.distinct)} checkpoints") as progress:
         measured = measure(series, plan, progress)

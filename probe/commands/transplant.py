@@ -7,13 +7,13 @@ import click
 from probe.commands.options import (
     checkpoint_argument,
     load_with_task,
+    output_folder,
     preset_option,
     seed_option,
     sequences_option,
     task_option,
     workers_option,
 )
-from probe.errors import InputError
 
 
 @click.command()
@@ -71,9 +71,8 @@ def transplant(
     from probe.transplant.procedure import carry_out
 
     subject, task = load_with_task(checkpoint, preset, task_name)
-    folder = out or Path("checkpoints") / f"{subject.name.replace('#', '-')}-explicit"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: not a folder")
+    name = f"{subject.name.replace('#', '-')}-explicit"
+    folder = output_folder(out or Path("checkpoints") / name)
     plan = Plan(task, sequences, seed, workers=workers)
     with reporting(f"transplanting into {subject.name}") as progress:
         done = carry_out(subject, plan, results, tuning_steps, tolerance, folder, progress)

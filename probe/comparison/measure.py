@@ -19,7 +19,7 @@ from probe.response_stage import ResponseStage
 from probe.solvers.base import ColumnFamily, families
 from probe.sweep import Plan, Sweep, View
 from probe.tasks.base import Task
-from probe.views import permuted_twin
+from probe.views import permuted_twin, seen_as
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def measure(checkpoints: Sequence[Checkpoint], plan: Plan, progress: Progress) -
         layered=False, reads=("judged",),
     )  # fmt: skip
     alike = SimilarityStage(setting.windows.judged)
-    views: dict[str, View] = {label: _own(label) for label in labels}
+    views: dict[str, View] = {label: seen_as(label) for label in labels}
     views[TARGETS] = lambda context, _: (context, predictor_only(context.problem.targets))
     views[JOINED] = similarity.joined(list(models))
     sweep = Sweep(plan, models, views, capture, progress, _layouts(checkpoints, twins))
@@ -71,10 +71,6 @@ def measure(checkpoints: Sequence[Checkpoint], plan: Plan, progress: Progress) -
         theory=losses.theory(own[labels[0]]),
         similarities=similarity.conclude(results[alike, JOINED], models, twins),
     )
-
-
-def _own(label: str) -> View:
-    return lambda context, captures: (context, captures[label])
 
 
 def _layouts(checkpoints: Sequence[Checkpoint], twins: Mapping[str, str]) -> dict[str, Task]:

@@ -9,7 +9,7 @@ from probe.comparison.record import Readings
 from probe.comparison.run import Comparison, Side
 from probe.findings import Table
 from probe.report.page import Page, Section
-from probe.report.text import interval, number, words
+from probe.report.text import estimate, number, words
 from probe.tasks.base import label
 
 _LOSSES_NOTE = (
@@ -132,8 +132,7 @@ def _excess(side: Side, end: str, where: str) -> Section:
     text = (
         f"Every family of solvers was fitted to the targets of the fit split over "
         f"t = {label(side.task.windows.judged)}; {words(best.family)} leaves the least there. Its "
-        f"loss on the test split is {number(best.loss.value)} "
-        f"({interval(best.loss.lo, best.loss.hi)})."
+        f"loss on the test split is {estimate(best.loss)}."
     )
     return Section(
         f"How far from the best solver?{where}",

@@ -11,10 +11,8 @@ from probe.comparison.losses import Solvers
 from probe.comparison.run import Comparison, Model, Side
 from probe.comparison.similarity import Similarity, highest
 from probe.findings import Table
-from probe.report.text import interval, number, words
+from probe.report.text import MISSING, estimate, interval, number, words
 from probe.statistics import Interval
-
-MISSING = "–"
 
 
 def summary(side: Side) -> pd.DataFrame:
@@ -65,7 +63,7 @@ def _gaps(model: Model) -> dict[str, Interval | None]:
 
 
 def _text(gap: Interval | None) -> str:
-    return f"{number(gap.value)} ({interval(gap.lo, gap.hi)})" if gap else MISSING
+    return estimate(gap) if gap else MISSING
 
 
 def losses(side: Side) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from probe.linalg import LinAlgError
 from probe.mesa_layer.chunks import Chunks
 from probe.mesa_layer.implicit import Solver, solve_implicitly
 from probe.mesa_layer.precision import LONGEST, condition, too_coarse
@@ -27,6 +27,7 @@ from probe.mesa_layer.problem import LeastSquares
 
 _Rows = Float[Tensor, "batch heads n c _"]
 CALM = 50.0  # up to this condition number of a chunk nothing cancels that would be missed
+SHORTEST = 32
 ROUGH = 1e6  # up to this one a single refinement is enough
 FADED = 4.7  # a chunk may forget down to a hundredth; beyond, its start says little of its end
 
@@ -69,11 +70,16 @@ class Chunkwise:
 
     def _chunk(self, problem: LeastSquares) -> int:
         _, _, time, width = problem.keys.shape
-        longest = self.longest or (LONGEST if time <= LONGEST else min(max(width, 32), LONGEST))
+        longest = self.longest or chunk_length(time, width)
         if problem.log_forget is None:
             return longest
         strongest = -float(problem.log_forget.detach().amin())
         return max(1, min(longest, int(FADED / max(strongest, 1e-9))))
+
+
+def chunk_length(time: int, width: int) -> int:
+    """Positions in a chunk where nothing is forgotten, which is fastest for keys of this width."""
+    return LONGEST if time <= LONGEST else min(max(width, SHORTEST), LONGEST)
 
 
 class Woodbury(Solver):

@@ -130,6 +130,7 @@ def _faded(chunks: Chunks, products: Tensor) -> Tensor:
 
 def solve_implicitly(problem: LeastSquares, solver: Solver) -> Float[Tensor, "batch heads time d"]:
     """Phi_t q_t by `solver`, differentiable with respect to every tensor of `problem`."""
+    # torch's stubs leave the types of `apply` open.
     solved: Tensor = Implicit.apply(  # type: ignore[no-untyped-call]
         problem.keys,
         problem.values,

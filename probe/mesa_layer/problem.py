@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from probe.linalg import LinAlgError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probe.errors import InputError
+from probe.linalg import LinAlgError
 from probe.models.recipes import Optimiser, Recipe
 from probe.models.training_folder import TrainingFolder
 from probe.models.transformer import SequenceTransformer

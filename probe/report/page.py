@@ -4,7 +4,6 @@ What `write_page` writes is NAME.html (one self-contained file), NAME.md, NAME.j
 and figures/*.svg.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 import probe
-from probe.errors import InputError
-from probe.files import write_atomically
 from probe.findings import Figure, Table
 from probe.report import palette, svg
 from probe.report.figures import render
+from probe.report.files import check_names, csv_text, write_files, writing_to
 from probe.report.markdown import escape
 from probe.report.results import json_text, plain
 from probe.report.templates import environment
@@ -29,7 +27,6 @@ from probe.report.text import scalar
 from probe.report.typeset import prose, typeset
 
 _HERE = Path(__file__).parent
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,8 @@ def write_page(page: Page, out: Path) -> Path:
         ValueError: Names of tables or figures clash or are no file names; nothing is written.
     """
     files = render_page(page)
-    try:
-        for place in ("tables", "figures"):
-            (out / place).mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            write_atomically(out / name, text)
-    except OSError as error:
-        raise InputError(f"cannot write the report to {out}: {error.strerror}") from error
+    with writing_to(out):
+        write_files(files, out)
     return out / f"{page.name}.html"
 
 
@@ -103,16 +95,10 @@ def render_page(page: Page) -> dict[str, str]:
     """
     figures = [figure for section in page.sections for figure in section.figures]
     tables = [table for section in page.sections for table in (*section.shown, *section.data)]
-    for things in (figures, tables):
-        names = [thing.name for thing in things]
-        if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
-            raise ValueError(f"names must be unique and plain: {', '.join(names)}")
+    check_names(tables, figures)
     drawings = {figure.name: render(figure) for figure in figures}
     files = {f"figures/{name}.svg": drawing for name, drawing in drawings.items()}
-    for table in tables:
-        files[f"tables/{table.name}.csv"] = table.frame.to_csv(
-            index=False, float_format="%.9g", lineterminator="\n"
-        )
+    files |= {f"tables/{table.name}.csv": csv_text(table) for table in tables}
     values = {"page": typeset(page), "version": probe.__version__}
     html = {
         "drawing": {name: Markup(svg.inline(text)) for name, text in drawings.items()},

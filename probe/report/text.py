@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from probe.statistics import Interval
+
 MISSING = "–"
 _GREEK = {"eta": "η", "lambda": "λ", "mu": "μ", "tau": "τ", "alpha": "α", "delta": "δ", "eps": "ε"}
 _WORDS = {
@@ -60,6 +62,11 @@ def interval(
     if all(end is None or math.isnan(end) for end in (lo, hi)):
         return ""
     return f"{written(lo)} to {written(hi)}"
+
+
+def estimate(value: Interval) -> str:
+    """A value with the ends of its interval."""
+    return f"{number(value.value)} ({interval(value.lo, value.hi)})"
 
 
 def words(name: str) -> str:

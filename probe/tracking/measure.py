@@ -26,6 +26,7 @@ from probe.sweep import Context, Plan, Results, Sweep, View
 from probe.threads import one_thread
 from probe.tracking.onset import Course
 from probe.tracking.series import Checkpoint, Series
+from probe.views import seen_as
 
 TOGETHER = 2
 JUDGED = "judged"
@@ -183,17 +184,13 @@ def _measure_group(
     stages = _stages(setting, [point.step for point in group])
     views: dict[str, View] = {}
     for point in group:
-        views[_name(point.step)] = partial(_seen, _name(point.step))
+        views[_name(point.step)] = seen_as(_name(point.step))
         views[_foreign(point.step)] = partial(_seen_elsewhere, _name(point.step))
     models = {_name(point.step): point.subject.model for point in group}
     results = Sweep(plan, models, views, capture, progress).run(
         (stages.own, stages.foreign, stages.losses)
     )
     return [_read(stages, results, point.step) for point in group]
-
-
-def _seen(name: str, context: Context, captures: Mapping[str, Capture]) -> tuple[Context, Capture]:
-    return context, captures[name]
 
 
 def _seen_elsewhere(

@@ -7,8 +7,7 @@ import pandas as pd
 
 from probe.findings import LineChart, Series, Table
 from probe.report.page import Page, Section
-from probe.report.text import interval, number
-from probe.statistics import Interval
+from probe.report.text import estimate, number
 from probe.transplant.binding import BOUND, ROLES, Binding
 from probe.transplant.run import Exchange, Refusal, Transplant
 
@@ -65,18 +64,14 @@ def answer(found: Transplant, after: Record) -> str:
 def _facts(found: Transplant) -> tuple[tuple[str, str], ...]:
     saved = found.old_parameters - found.parameters
     return (
-        ("loss before", _value(found.exchange.before)),
-        ("loss after, projections in closed form", _value(found.exchange.after)),
-        *((("loss after fine-tuning", _value(found.tuned.after)),) if found.tuned else ()),
+        ("loss before", estimate(found.exchange.before)),
+        ("loss after, projections in closed form", estimate(found.exchange.after)),
+        *((("loss after fine-tuning", estimate(found.tuned.after)),) if found.tuned else ()),
         ("layers removed", str(found.removed)),
         ("parameters", f"{found.old_parameters} before, {found.parameters} after, {saved} saved"),
         ("lambda of the explicit layer", number(found.answer.ridge)),
-        ("agreement with the original, R^2", _value(found.final.agreement)),
+        ("agreement with the original, R^2", estimate(found.final.agreement)),
     )
-
-
-def _value(value: Interval) -> str:
-    return f"{number(value.value)} ({interval(value.lo, value.hi)})"
 
 
 def _loss_section(found: Transplant, unconverged: bool) -> Section:

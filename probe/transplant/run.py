@@ -12,17 +12,16 @@ from probe.comparison.losses import Band, band
 from probe.models.recipes import Optimiser, Recipe
 from probe.models.training import Trainer
 from probe.models.transformer import SequenceTransformer
-from probe.pilot import scout
 from probe.pipeline import Progress, check_fit
 from probe.progress import Phases
 from probe.rule import LEARNERS
 from probe.statistics import Interval, mean_per_sequence, share_explained
-from probe.sweep import PILOT, Batch, Context, Plan, Sums, Sweep, View
+from probe.sweep import PILOT, Batch, Context, Measured, Plan, Stage, Sums, Sweep, View
 from probe.threads import one_thread
 from probe.transplant.binding import Binding, BindingStage, bindings
 from probe.transplant.explicit import Answer, ExplicitStage
 from probe.transplant.surgery import transplant as build
-from probe.views import SUBJECT, all_views
+from probe.views import SUBJECT, seen_as
 
 STEPS = ("bindings", "answer", "exchange")
 EXPLICIT, CHANGE = "explicit", "change"
@@ -150,22 +149,19 @@ def unfit(verdict: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _subject_view(subject: Subject, plan: Plan) -> Mapping[str, View]:
-    ridge = scout(plan, len(subject.model.blocks)).ridge
-    return {SUBJECT: all_views(ridge)[SUBJECT]}
-
-
 def _bindings(subject: Subject, plan: Plan, progress: Progress) -> tuple[Binding, ...]:
     stage = BindingStage.of(plan.task.problem(plan.draw(PILOT, 0, 2)))
-    sweep = Sweep(plan, {SUBJECT: subject.model}, _subject_view(subject, plan), capture, progress)
-    return bindings(stage, sweep.run((stage,))[stage, SUBJECT])
+    return bindings(stage, _measured(subject, plan, stage, progress))
 
 
 def _answer(subject: Subject, plan: Plan, binding: Binding, progress: Progress) -> Answer:
-    stage = ExplicitStage(binding)
-    sweep = Sweep(plan, {SUBJECT: subject.model}, _subject_view(subject, plan), capture, progress)
-    learned: Answer = sweep.run((stage,))[stage, SUBJECT].learned
+    learned: Answer = _measured(subject, plan, ExplicitStage(binding), progress).learned
     return learned
+
+
+def _measured(subject: Subject, plan: Plan, stage: Stage, progress: Progress) -> Measured:
+    models, views = {SUBJECT: subject.model}, {SUBJECT: seen_as(SUBJECT)}
+    return Sweep(plan, models, views, capture, progress).run((stage,))[stage, SUBJECT]
 
 
 @dataclass(frozen=True)
@@ -198,7 +194,7 @@ def exchanged(
 ) -> Exchange:
     """Both models on the test sequences."""
     stage = _LossStage()
-    views: dict[str, View] = {name: _own(name) for name in (SUBJECT, EXPLICIT)}
+    views: dict[str, View] = {name: seen_as(name) for name in (SUBJECT, EXPLICIT)}
     views[CHANGE] = _change
     sweep = Sweep(plan, {SUBJECT: old, EXPLICIT: new}, views, capture_output, progress)
     results = sweep.run((stage,))
@@ -214,10 +210,6 @@ def exchanged(
         after_by_position=band(after, count[:, None]),
         agreement=share_explained(sums[CHANGE]["energy"], sums[SUBJECT]["energy"]),
     )
-
-
-def _own(name: str) -> View:
-    return lambda context, captures: (context, captures[name])
 
 
 def _change(context: Context, captures: Mapping[str, Capture]) -> tuple[Context, Capture]:
