@@ -153,4 +153,5 @@ NAMED = {
     ),
     **_with_layouts(LinearDynamics("linear-narrow", Orthogonal(), width=5, length=30)),
     "linear-long": LinearDynamics("linear-long", Orthogonal(), length=224),
+    "linear-wide": LinearDynamics("linear-wide", Orthogonal(), width=20, length=80),
 }
