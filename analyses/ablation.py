@@ -137,6 +137,7 @@ class Ablation:
     """Removes layers and compares with the algorithm that lacks their step."""
 
     name = "ablation"
+    place = 80
     question = "What is left of the algorithm when a layer's attention is removed?"
 
     def stages(self, setting: Setting) -> tuple[AblationStage, ...]:
@@ -241,3 +242,6 @@ def _table(rows: list[_Removed], steps: Steps) -> pd.DataFrame:
         }
         for row in rows
     )
+
+
+NAMED = {"ablation": Ablation()}

@@ -28,6 +28,7 @@ class Behaviour:
     """Losses by position."""
 
     name: str = "behaviour"
+    place: int = 20
     question: str = "Do the predictions improve with context, and how near is least squares?"
 
     def stages(self, setting: Setting) -> tuple[ReferenceStage, ...]:
@@ -164,3 +165,6 @@ def _figure(rows: list[dict[str, object]]) -> LineChart:
         tuple(series),
         log_y=True,
     )
+
+
+NAMED = {"behaviour": Behaviour()}

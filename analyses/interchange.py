@@ -40,6 +40,7 @@ class Interchange:
     """Edits the state of a solver in the stream and watches the output."""
 
     name = "interchange"
+    place = 60
     question = "Does the output follow a solver's state that is swapped inside the model?"
 
     def stages(self, setting: Setting) -> tuple[InterchangeStage, ...]:
@@ -338,3 +339,6 @@ _LABELS = {
     "writing": "next layer's state written",
     "erasing": "state erased",
 }
+
+
+NAMED = {"interchange": Interchange()}

@@ -186,6 +186,7 @@ class LayerReconstruction:
     """Reconstructs each layer's attention output from steps of known algorithms."""
 
     name = "layer_reconstruction"
+    place = 40
     question = "Which step of which algorithm does each layer's attention take?"
 
     def stages(self, setting: Setting) -> tuple[Reconstruction, ...]:
@@ -371,3 +372,6 @@ def _series(label: str, scores: Scores, subset: str) -> Series:
         hi=[point.hi for point in points],
         role="control" if "another" in label or subset == "tokens" else "model",
     )
+
+
+NAMED = {"layer_reconstruction": LayerReconstruction()}

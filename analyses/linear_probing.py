@@ -184,6 +184,7 @@ class LinearProbing:
     """Decodes the quantities of the in-context problem from every layer at every position."""
 
     name = "linear_probing"
+    place = 30
     question = "What can be read linearly from each layer, and does it become more readable?"
 
     def stages(self, setting: Setting) -> tuple[Probes, ...]:
@@ -393,3 +394,6 @@ def _series(label: str, scores: Scores, name: str, positions: slice, control: bo
         hi=[point.hi for point in points],
         role="control" if control else "model",
     )
+
+
+NAMED = {"linear_probing": LinearProbing()}

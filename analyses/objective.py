@@ -46,6 +46,7 @@ class ObjectiveAnalysis:
     """Fits the response under each objective."""
 
     name: str = "objective"
+    place: int = 100
     question: str = "Which least-squares objective do the predictions solve?"
 
     def stages(self, setting: Setting) -> tuple[ExtensionStage, ...]:
@@ -177,3 +178,6 @@ def _rows(stage: ExtensionStage, measured: Measured) -> Iterator[dict[str, objec
                 "r2_lo": r2.lo,
                 "r2_hi": r2.hi,
             }
+
+
+NAMED = {"objective": ObjectiveAnalysis()}

@@ -158,6 +158,7 @@ class PairEdits:
     """Edits queries and pairs in the heads of the last block."""
 
     name = "pair_edits"
+    place = 70
     question = "Does the output follow queries and pairs that are edited inside the last attention?"
 
     def stages(self, setting: Setting) -> tuple[PairEditStage, ...]:
@@ -266,3 +267,6 @@ class _Edits:
             f"{query.hi:.3f}] of what swapped queries do to the output, and {pairs.value:.3f} "
             f"[{pairs.lo:.3f}, {pairs.hi:.3f}] of what replaced pairs do."
         )
+
+
+NAMED = {"pair_edits": PairEdits()}

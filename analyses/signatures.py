@@ -57,6 +57,7 @@ class Signatures:
     """Runs the model on changed inputs."""
 
     name: str = "signatures"
+    place: int = 90
     question: str = "Does the model obey the symmetries of a learning algorithm?"
 
     def stages(self, setting: Setting) -> tuple[ResponseStage, SignatureStage]:
@@ -206,3 +207,6 @@ def _figure(readings: list[Reading]) -> IntervalChart:
             for end in ("value", "lo", "hi")
         ),
     )
+
+
+NAMED = {"signatures": Signatures()}

@@ -41,6 +41,7 @@ class SpectralResponse:
     """The signature analysis."""
 
     name: str = "spectral_response"
+    place: int = 10
     question: str = "Which function of the context's moments produces the predictions?"
 
     def stages(self, setting: Setting) -> tuple[ResponseStage, ...]:
@@ -273,3 +274,6 @@ def _group(family: str) -> str:
     if family == "spline":
         return "bound"
     return "null" if family in nulls() else "solver"
+
+
+NAMED = {"spectral_response": SpectralResponse()}

@@ -24,6 +24,7 @@ class TeacherNudge:
     """Draws the conclusion from the nudge that every run measures."""
 
     name: str = "teacher_nudge"
+    place: int = 120
     question: str = "Does the model follow a teacher that is turned a little?"
 
     def stages(self, setting: Setting) -> tuple[NudgeStage, ...]:
@@ -85,3 +86,6 @@ def _outcome(alpha: Interval) -> Outcome:
     if alpha.lo > 0.5:
         return "supports"
     return "contradicts" if alpha.hi < limit else "inconclusive"
+
+
+NAMED = {"teacher_nudge": TeacherNudge()}

@@ -58,6 +58,7 @@ class UpdateLaw:
     """Fits all laws to all transitions."""
 
     name: str = "update_law"
+    place: int = 50
     question: str = "By which law does the response grow from layer to layer?"
 
     def stages(self, setting: Setting) -> tuple[ResponseStage, ...]:
@@ -202,3 +203,6 @@ def _rows(transitions: list[Transition]) -> Iterator[dict[str, object]]:
                 "deficit_hi": gap.hi,
                 "site": transition.kind,
             }
+
+
+NAMED = {"update_law": UpdateLaw()}

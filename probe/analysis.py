@@ -1,12 +1,15 @@
 """What an analysis is, what it knows before the data, and where analyses are found."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
+from probe import registry
+from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.findings import Finding
-from probe.sweep import Results, Stage
+from probe.sweep import Plan, Results, Stage
 from probe.tasks.base import Task, Windows
 
 GROUP = "mesaprobe.analyses"
@@ -37,12 +40,43 @@ class Setting:
     sequences: int = 4096
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What a job works with: the model itself, the run's data, and what the sweep measured.
+
+    Attributes:
+        subject: The model; a job works on copies and leaves it as it is.
+        plan: Draws the sequences, seeds and devices.
+        setting: What is known from the pilot.
+        results: What the stages measured.
+        progress: Called with (done, in all).
+    """
+
+    subject: Subject
+    plan: Plan
+    setting: Setting
+    results: Results = field(repr=False)
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
 @runtime_checkable
-class Analysis(Protocol):
-    """Asks one question. Declares its stages, then draws its conclusion from what they measured."""
+class Question(Protocol):
+    """What every analysis states.
+
+    Attributes:
+        name: How users call it.
+        question: What it asks, as a sentence.
+        place: Where it stands in a report; small numbers first.
+    """
 
     name: str
     question: str
+    place: int
+
+
+@runtime_checkable
+class Analysis(Question, Protocol):
+    """Asks one question. Declares its stages, then draws its conclusion from what they measured."""
 
     def stages(self, setting: Setting) -> tuple[Stage, ...]:
         """The measurements that it needs; those that other analyses need too are made once."""
@@ -51,16 +85,88 @@ class Analysis(Protocol):
         """The finding, from `results[stage, view]`."""
 
 
-def find_analyses(only: tuple[str, ...] = ()) -> tuple[Analysis, ...]:
-    """The installed analyses, by name; all of them, or those asked for.
+@runtime_checkable
+class Job(Question, Protocol):
+    """Asks what a sweep cannot answer: it reads weights, changes the model, or trains.
+
+    Attributes:
+        thorough: Whether it takes minutes, and so runs only when it is asked for.
+    """
+
+    thorough: bool
+
+    def run(self, bench: Bench) -> Finding:
+        """The finding."""
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An analysis that cannot be asked of every model."""
+
+    def lacks(self, subject: Subject, task: Task) -> str | None:
+        """What the model or the task lacks for it, in a few words; None if nothing."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The analyses of a run.
+
+    Attributes:
+        analyses: Those that the sweep feeds.
+        jobs: Those that work on the model after it.
+        left_out: Why others do not run, by name.
+    """
+
+    analyses: tuple[Analysis, ...]
+    jobs: tuple[Job, ...]
+    left_out: Mapping[str, str]
+
+    def in_order(self, findings: Mapping[str, Finding]) -> tuple[Finding, ...]:
+        """By the place of their analyses; what no analysis has found comes last."""
+        places = {one.name: one.place for one in (*self.analyses, *self.jobs)}
+        last = max(places.values(), default=0) + 1
+        return tuple(sorted(findings.values(), key=lambda f: places.get(f.analysis, last)))
+
+
+def installed_analyses() -> dict[str, Analysis | Job]:
+    """All analyses by name: of every package that an entry point of the group names."""
+    packages = [entry.load() for entry in entry_points(group=GROUP)]
+    found = [item for package in packages for item in registry.discover(package).items()]
+    return dict(sorted(found))
+
+
+def choose_analyses(
+    subject: Subject, task: Task, only: tuple[str, ...] = (), thorough: bool = False
+) -> Asked:
+    """Those that can be asked of a model, in the order of a report.
+
+    Args:
+        subject: The model.
+        task: Its task.
+        only: Names of those to run; empty for all.
+        thorough: Whether jobs that take minutes run too, if no names are given.
 
     Raises:
-        InputError: An analysis of that name is not installed.
+        InputError: A name is unknown, or what it names cannot be asked of the model.
     """
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    unknown = sorted(set(only) - installed.keys())
-    if unknown:
-        known = ", ".join(sorted(installed))
+    installed = installed_analyses()
+    if unknown := sorted(set(only) - installed.keys()):
+        known = ", ".join(installed)
         raise InputError(f"unknown analysis {', '.join(unknown)}; known: {known}")
-    names = [name for name in sorted(installed) if not only or name in only]
-    return tuple(installed[name].load()() for name in names)
+    left_out, chosen = {}, []
+    for name, one in installed.items():
+        if only and name not in only:
+            continue
+        lacking = one.lacks(subject, task) if isinstance(one, Selective) else None
+        if lacking and only:
+            raise InputError(f"{name} cannot be asked of {subject.name}: {lacking}")
+        if lacking:
+            left_out[name] = lacking
+        elif isinstance(one, Job) and one.thorough and not (only or thorough):
+            left_out[name] = "takes minutes; runs with --thorough"
+        else:
+            chosen.append(one)
+    chosen.sort(key=lambda one: (one.place, one.name))
+    jobs = tuple(one for one in chosen if isinstance(one, Job))
+    analyses = tuple(one for one in chosen if not isinstance(one, Job))
+    return Asked(analyses, jobs, left_out)

@@ -1,10 +1,9 @@
 """What a subject is made of, and what is installed."""
 
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
 from probe import checkpoints, presets, registry, solvers, tasks
-from probe.analysis import GROUP
+from probe.analysis import installed_analyses
 from probe.checkpoints.base import Subject
 from probe.models.recipes import recipe_names
 from probe.sampling import generator_for
@@ -76,7 +75,7 @@ def describe_subject(subject: Subject, task: Task) -> Description:
 def installed(kind: str) -> list[str]:
     """Names of one kind of plug-in."""
     if kind == "analyses":
-        return sorted(entry.name for entry in entry_points(group=GROUP))
+        return list(installed_analyses())
     if kind == "recipes":
         return list(recipe_names())
     package = {"tasks": tasks, "solvers": solvers, "presets": presets, "formats": checkpoints}[kind]

@@ -137,6 +137,7 @@ class Finding:
         does_not_show: What must not be concluded.
         tables: Rows behind the numbers.
         figures: Drawings of them.
+        bearing: What it adds to the verdict, or takes from it, as a sentence; empty if nothing.
     """
 
     analysis: str
@@ -148,6 +149,7 @@ class Finding:
     does_not_show: str
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
+    bearing: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class Verdict:
             with a known algorithm; 0 where no class is claimed.
         minimum_detectable: The largest difference in R^2 that could hide in the comparisons that
             decide between a short iteration and least squares.
+        notes: What single analyses add to the statement, or take from it.
     """
 
     algorithm_class: str
@@ -198,6 +201,7 @@ class Verdict:
     scope: str
     confidence: float = 0.0
     minimum_detectable: float = float("nan")
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,7 @@ class Report:
         reference: The fitted mesa-layer, where the task allows one.
         findings: One per analysis, in the order of the report.
         run: Wall time, device, host, versions: what does not follow from the inputs.
+        left_out: Why other analyses did not run, by name.
     """
 
     subject: Mapping[str, object]
@@ -244,3 +249,4 @@ class Report:
     reference: Reference | None
     findings: tuple[Finding, ...]
     run: Mapping[str, object] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from probe import __version__, discrimination, nudge, reference, verdict
-from probe.analysis import Setting, find_analyses
+from probe.analysis import Bench, Setting, choose_analyses
 from probe.capture import capture, misplaced
 from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.findings import Finding, Instrument, Report
 from probe.pilot import scout
+from probe.progress import Phases
 from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
 from probe.rule import Thresholds
@@ -36,6 +37,7 @@ class Request:
         subject: The model.
         plan: The data.
         only: Names of the analyses to run; empty for all.
+        thorough: Whether analyses that take minutes run too.
         published: Whether to measure by the published protocol too.
         discriminate: Whether to try the families that are left open under inputs that part them.
     """
@@ -43,6 +45,7 @@ class Request:
     subject: Subject
     plan: Plan
     only: tuple[str, ...] = ()
+    thorough: bool = False
     published: bool = False
     discriminate: bool = False
 
@@ -61,13 +64,16 @@ def _analyze(request: Request, progress: Progress) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
     check_fit(subject, plan)
-    analyses = find_analyses(request.only)
+    asked = choose_analyses(subject, plan.task, request.only, request.thorough)
+    phases = Phases(progress, 1 + len(asked.jobs))
     setting = scout(plan, len(subject.model.blocks))
     beside = reference.ReferenceStage(setting.ridge)
     wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
-    wanted += [stage for a in analyses for stage in a.stages(setting)]
-    results, clipped = _measure(request, setting, wanted, progress)
-    findings = {a.name: a.conclude(setting, results) for a in analyses}
+    wanted += [stage for a in asked.analyses for stage in a.stages(setting)]
+    results, clipped = _measure(request, setting, wanted, phases.next())
+    findings = {a.name: a.conclude(setting, results) for a in asked.analyses}
+    for job in asked.jobs:
+        findings[job.name] = job.run(Bench(subject, plan, setting, results, phases.next()))
     if request.published:
         beside_ours = protocol.published_protocol(subject.model, plan.task, plan.seed)
         findings[beside_ours.analysis] = beside_ours
@@ -79,7 +85,8 @@ def _analyze(request: Request, progress: Progress) -> Report:
         task=describe_task(plan, clipped),
         verdict=_judge(setting, results, findings, clipped, _check_sites(subject, plan)),
         reference=reference.conclude(results[beside, SUBJECT]),
-        findings=tuple(findings.values()),
+        findings=asked.in_order(findings),
+        left_out=asked.left_out,
         run=_describe_run(plan, time.time() - started),
     )
 

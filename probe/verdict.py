@@ -123,6 +123,7 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         scope=_scope(found, evidence),
         confidence=_confidence(found, thresholds),
         minimum_detectable=able.minimum_detectable,
+        notes=tuple(f.bearing for f in evidence.findings.values() if f.bearing),
     )
 
 

@@ -90,6 +90,17 @@ def tiny_model(
     return build
 
 
+@pytest.fixture(scope="session")
+def tiny_subject(tiny_model, tmp_path_factory):
+    """The tiny model with linear attention, written to a folder and loaded."""
+    from probe.checkpoints.base import load
+    from probe.checkpoints.native import write_native
+
+    folder = tmp_path_factory.mktemp("subject") / "tiny"
+    write_native(tiny_model("linear"), "linear", folder)
+    return load(folder)
+
+
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """Runs the command in an empty folder."""

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probe.checkpoints.base import Subject, load
-from probe.checkpoints.native import write_native
+from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.findings import Report
 from probe.models.transformer import SequenceTransformer
@@ -20,10 +19,8 @@ from probe.tasks.teachers import Fixed
 
 
 @pytest.fixture(scope="module")
-def subject(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native") / "tiny"
-    write_native(tiny_model("linear"), "linear", folder)
-    return load(folder)
+def subject(tiny_subject):
+    return tiny_subject
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from probe.commands.options import (
 @sequences_option
 @seed_option
 @click.option("--only", metavar="A,B", default="", help="Run these analyses only.")
+@click.option("--thorough", is_flag=True, help="Run analyses too that take minutes.")
 @click.option(
     "--protocol",
     type=click.Choice(["held-out", "von-oswald-2023"]),
@@ -51,6 +52,7 @@ def analyze(
     sequences: int,
     seed: int,
     only: str,
+    thorough: bool,
     protocol: str,
     discriminate: bool,
     batch_size: int,
@@ -71,7 +73,7 @@ def analyze(
     plan = Plan(task, sequences, seed, batch_size, workers, choose_device(device))
     names = tuple(name for name in only.split(",") if name)
     with reporting(f"analysing {subject.name}") as progress:
-        request = Request(subject, plan, names, protocol != "held-out", discriminate)
+        request = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
         report = run(request, progress)
     page = write_report(report, folder)
     if as_json:

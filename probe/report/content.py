@@ -13,20 +13,6 @@ OUTCOMES = {
     "contradicts": "speaks against a learning algorithm",
     "inconclusive": "inconclusive",
 }
-_ORDER = (
-    "spectral_response",
-    "behaviour",
-    "linear_probing",
-    "layer_reconstruction",
-    "update_law",
-    "interchange",
-    "pair_edits",
-    "ablation",
-    "signatures",
-    "objective",
-    "discrimination",
-    "teacher_nudge",
-)
 _LONGEST_VIEW = 40
 
 Controls = tuple[tuple[str, str], ...]
@@ -41,12 +27,6 @@ class Row:
     interval: str
     definition: str
     controls: Controls = ()
-
-
-def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """The known analyses in the order of an argument, others by name after them."""
-    rank = {name: at for at, name in enumerate(_ORDER)}
-    return sorted(findings, key=lambda f: (rank.get(f.analysis, len(rank)), f.analysis))
 
 
 def metric_rows(finding: Finding) -> list[Row]:
@@ -157,8 +137,13 @@ def names(families: Sequence[str]) -> str:
 
 
 def details(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
-    """All that is known of subject, task and run, as flat lists."""
-    parts = (("Model", report.subject), ("Task", report.task), ("Run", report.run))
+    """All that is known of subject, task and run, and what did not run, as flat lists."""
+    parts = (
+        ("Model", report.subject),
+        ("Task", report.task),
+        ("Analyses that did not run", report.left_out),
+        ("Run", report.run),
+    )
     return [(title, [*flat(record)]) for title, record in parts if record]
 
 

@@ -26,7 +26,7 @@ def html(report: Report, drawings: Mapping[str, str]) -> str:
     return _template().render(
         report=report,
         verdict=report.verdict,
-        findings=content.in_order(report.findings),
+        findings=report.findings,
         content=content,
         drawing={name: Markup(svg.inline(text)) for name, text in drawings.items()},
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),

@@ -17,7 +17,7 @@ def markdown(report: Report) -> str:
     parts = [
         *_verdict(report),
         *_instruments(report.verdict),
-        *(line for finding in content.in_order(report.findings) for line in _finding(finding)),
+        *(line for finding in report.findings for line in _finding(finding)),
         *_reference(report),
         *_details(report),
     ]
@@ -44,6 +44,8 @@ def _verdict(report: Report) -> Iterator[str]:
     ]
     yield f"Evidence: {' · '.join(steps)}"
     yield _table(("", ""), content.verdict_facts(report))
+    if verdict.notes:
+        yield "\n".join(f"- {escape(note)}" for note in verdict.notes)
 
 
 def _instruments(verdict: Verdict) -> Iterator[str]:

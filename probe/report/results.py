@@ -35,6 +35,7 @@ def results_dict(report: Report) -> dict[str, Any]:
         "verdict": _verdict(report.verdict),
         "reference": None if report.reference is None else reference_dict(report.reference),
         "findings": [_finding(finding) for finding in report.findings],
+        "left_out": dict(report.left_out),
     }
 
 
@@ -126,6 +127,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "scope": verdict.scope,
         "confidence": plain(verdict.confidence),
         "minimum_detectable": plain(verdict.minimum_detectable),
+        "notes": list(verdict.notes),
     }
 
 
