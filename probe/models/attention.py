@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from probe.mesa_layer import Chunkwise, mesa_layer
+from probe.mesa_layer import Chunkwise, Method, mesa_layer
 
 
 class Mixer(nn.Module, ABC):
@@ -21,9 +21,9 @@ class Mixer(nn.Module, ABC):
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
-        """Mixes values over the past of each position."""
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
+        """Mixes values over the past of each position; linear in the values."""
 
 
 @runtime_checkable
@@ -131,8 +131,8 @@ class _ScoreMixer(Mixer):
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values by a causal pattern of shape (batch, heads, query, key)."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         scores = self.hook_attn_scores((q * self.scale) @ k.mT)
@@ -141,24 +141,28 @@ class _ScoreMixer(Mixer):
 
 
 class MesaMixer(Mixer):
-    """The reference mesa-layer with a trained ridge exp(log_ridge) per head."""
+    """The reference mesa-layer with a trained ridge exp(log_ridge) per head.
+
+    `method` is how it solves; None: as suits whether gradients are wanted.
+    """
 
     def __init__(self, heads: int, unpaired: int = 0):
         super().__init__()
         self.unpaired = unpaired
+        self.method: Method | None = None
         self.log_ridge = nn.Parameter(torch.zeros(heads))
 
     def forward(
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
         """Exact least squares at every prefix."""
         if self.unpaired:
             k = torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
-        if torch.is_grad_enabled():
-            return mesa_layer(k, v, q, self.log_ridge.exp())
+        if self.method is not None or torch.is_grad_enabled():
+            return mesa_layer(k, v, q, self.log_ridge.exp(), method=self.method)
         # Without gradients an analysis looks, which promises the same bits however sequences are
         # cut into batches: nothing of the solution may depend on the others in the batch.
         exact = mesa_layer(
