@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from probe.mesa_layer import Chunkwise, Method, mesa_layer
+from probe.mesa_layer import Chunkwise, mesa_layer
 
 
 class Mixer(nn.Module, ABC):
@@ -141,15 +141,11 @@ class _ScoreMixer(Mixer):
 
 
 class MesaMixer(Mixer):
-    """The reference mesa-layer with a trained ridge exp(log_ridge) per head.
-
-    `method` is how it solves; None: as suits whether gradients are wanted.
-    """
+    """The reference mesa-layer with a trained ridge exp(log_ridge) per head."""
 
     def __init__(self, heads: int, unpaired: int = 0):
         super().__init__()
         self.unpaired = unpaired
-        self.method: Method | None = None
         self.log_ridge = nn.Parameter(torch.zeros(heads))
 
     def forward(
@@ -159,16 +155,23 @@ class MesaMixer(Mixer):
         v: Float[Tensor, "batch time heads d_v"],
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Exact least squares at every prefix."""
-        if self.unpaired:
-            k = torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
-        if self.method is not None or torch.is_grad_enabled():
-            return mesa_layer(k, v, q, self.log_ridge.exp(), method=self.method)
+        k = self.paired(k)
+        if torch.is_grad_enabled():
+            return mesa_layer(k, v, q, self.log_ridge.exp())
         # Without gradients an analysis looks, which promises the same bits however sequences are
         # cut into batches: nothing of the solution may depend on the others in the batch.
         exact = mesa_layer(
             k.double(), v.double(), q.double(), self.log_ridge.exp(), method=Chunkwise(rounds=2)
         )
         return exact.to(v.dtype)
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Keys, zero where there is no pair yet."""
+        if not self.unpaired:
+            return k
+        return torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.models.attention import Attention
-from probe.models.transformer import SequenceTransformer
+from probe.models.transformer import Block, SequenceTransformer
 from probe.token_binding.window import LagWindow
 
 
@@ -43,10 +43,12 @@ def contributions(
     _, cache = model.run_with_cache(
         tokens, names_filter=lambda name: name.endswith(("hook_q", "hook_k", "hook_v"))
     )
-    return tuple(
-        _of_block(block.attn, *(cache[f"blocks.{i}.attn.hook_{role}"] for role in "qkv"), window)
-        for i, block in enumerate(model.blocks)
-    )
+    found = []
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        q, k, v = (cache[f"blocks.{layer}.attn.hook_{role}"] for role in "qkv")
+        found.append(_of_block(block.attn, q, k, v, window))
+    return tuple(found)
 
 
 def mixing_weights(

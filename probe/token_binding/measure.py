@@ -19,7 +19,7 @@ from probe.token_binding.window import LagWindow
 from probe.views import ANOTHER, SUBJECT, TWIN, permuted_twin, seen_as
 
 SEQUENCES = 1024  # to decode; each gives many positions
-NUMBERS, FEWEST, MOST = 16_000, 16, 64  # of tokens, and sequences, whose derivatives are taken
+NUMBERS, FEWEST, MOST = 12_000, 16, 32  # of tokens, and sequences, whose derivatives are taken
 STREAM = 7  # of random numbers, beside the splits
 
 Progress = Callable[[int, int], None]

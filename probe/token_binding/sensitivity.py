@@ -6,7 +6,6 @@ is thus taken j positions after one source, and of every sequence for itself, si
 of different sequences cancel in a mean.
 """
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -15,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from probe.mesa_layer.direct import Direct
-from probe.models.attention import MesaMixer
+from probe.mesa_layer import Chunkwise, mesa_layer
+from probe.models.attention import Attention, MesaMixer, Mixer
 from probe.models.transformer import SequenceTransformer
 
-AT_ONCE = 64  # copies of a sequence in one pass
+AT_ONCE = 32  # copies of a sequence in one pass
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,53 @@ def _tangent(dual: Tensor) -> Tensor:
 
 
 def differentiable(model: SequenceTransformer) -> SequenceTransformer:
-    """A copy whose mesa-layers are solved by factors that forward-mode derivatives pass."""
+    """A copy whose mesa-layers know their derivatives in forward mode."""
     copy = deepcopy(model)
-    for mixer in _mesa_mixers(copy):
-        mixer.method = Direct()
+    for attention in [module for module in copy.modules() if isinstance(module, Attention)]:
+        if isinstance(attention.mixer, MesaMixer):
+            attention.mixer = _DualMesa(attention.mixer)
     return copy
 
 
-def _mesa_mixers(model: SequenceTransformer) -> Iterator[MesaMixer]:
-    return (module for module in model.modules() if isinstance(module, MesaMixer))
+class _DualMesa(Mixer):
+    """A mesa-layer z_t = sum_j v_j (k_j . p_t) with H_t p_t = q_t, and its derivative.
+
+    Differentiated, H_t dp_t = dq_t - dH_t p_t with dH_t = sum_j dk_j k_j^T + k_j dk_j^T. The
+    layer itself solves such systems: with keys for values it gives G_t p_t = q_t - ridge p_t.
+    """
+
+    def __init__(self, own: MesaMixer):
+        super().__init__()
+        self.own = own
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
+        """Answers and their derivatives, in float64 inside."""
+        duals = (q, self.own.paired(k), v)
+        (q, dq), (k, dk), (v, dv) = (_heads_first(forward_ad.unpack_dual(x)) for x in duals)
+        p = self._solved(q, k)
+        sure, moved = (p @ k.mT).tril(), (p @ dk.mT).tril()
+        dp = self._solved(dq - sure @ dk - moved @ k, k)
+        answers, changes = sure @ v, sure @ dv + (moved + (dp @ k.mT).tril()) @ v
+        dtype = duals[2].dtype
+        return forward_ad.make_dual(
+            answers.transpose(1, 2).to(dtype), changes.transpose(1, 2).to(dtype)
+        )
+
+    def _solved(self, rhs: Tensor, k: Tensor) -> Tensor:
+        """H_t^-1 rhs_t."""
+        ridge = self.own.log_ridge.double().exp()
+        keys = k.transpose(1, 2)
+        within = mesa_layer(keys, keys, rhs.transpose(1, 2), ridge, method=Chunkwise(rounds=2))
+        return (rhs - within.transpose(1, 2)) / ridge[:, None, None]
+
+
+def _heads_first(dual: tuple[Tensor, Tensor | None]) -> list[Tensor]:
+    """Primal and tangent in float64, (batch, heads, time, width); tangents of constants are 0."""
+    primal, tangent = dual
+    tangent = torch.zeros_like(primal) if tangent is None else tangent
+    return [part.double().transpose(1, 2) for part in (primal, tangent)]
