@@ -93,7 +93,7 @@ def _norms(measures: Measures, layer: int) -> LineChart:
     lines = [(f"layer {layer}", own.stream[:, layer], "model")]
     if last != layer:
         lines.append((f"layer {last}", own.stream[:, last], "model"))
-    lines.append(("prediction", own.output, "theory"))
+    lines.append(("prediction", own.output, "model"))
     lines.append((f"layer {layer} of the permuted twin", twin.stream[:, layer], "control"))
     return LineChart(
         name="token_binding_derivatives",
@@ -102,6 +102,7 @@ def _norms(measures: Measures, layer: int) -> LineChart:
         "sequence for itself, then the mean, with 95 % intervals.",
         x_label=LAG,
         y_label="norm of the derivative",
+        log_y=True,
         series=tuple(_norm_series(*line) for line in lines),
     )
 
