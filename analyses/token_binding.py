@@ -7,12 +7,14 @@ token, and derivatives of every layer's stream by an earlier token. Controls: th
 another sequence's stream, and for each lag what the more recent tokens tell of it.
 Test statistic: the first layer that holds more than three quarters of what the more recent tokens
 leave open of s_{t-j}, clearly more than the twin's. Since a model that only mixes the last two
-tokens binds them as well, the prediction must also depend on tokens before those that are held.
+tokens binds them as well, the prediction must also depend on tokens before those that are held,
+and change once the layer copies no more.
 Refuted by: no layer that holds an earlier token, or a prediction that looks no further back.
 Cost: two forward passes over 1,024 sequences and forward-mode derivatives of some twenty.
 """
 
 from collections.abc import Iterator
+from math import inf, isnan
 
 from probe.analysis import Bench
 from probe.checkpoints.base import Subject
@@ -27,6 +29,8 @@ from probe.token_binding.reading import HOLDS, TRACE, Reading, read
 from probe.token_binding.tables import tables
 from probe.token_binding.window import LagWindow
 from probe.views import ANOTHER, SUBJECT, TWIN
+
+MANY = 1000  # times, from which a number says no more
 
 
 class TokenBinding:
@@ -61,9 +65,8 @@ class TokenBinding:
             metrics=_metrics(reading, measures),
             controls=_controls(reading, measures),
             does_not_show=(
-                "That anything is learned from what is held: a copy of the last two tokens holds "
-                "them as well. A probe reads what is present; that later layers use it, their "
-                "derivatives alone suggest."
+                "That anything is learned from what is held: an average that weighs tokens by "
+                "the ones before them needs pairs as well, and is no optimiser."
             ),
             tables=tables(measures),
             figures=figures(measures, reading.copying.layer if reading.copying else 1),
@@ -74,7 +77,7 @@ class TokenBinding:
 def _best(decoded: Decoding) -> tuple[int, int]:
     """The layer after a block, and the lag, of which most is held."""
     held = 1 - decoded.error.sum(0) / decoded.innovation.sum(0)
-    place = int(held[1:, 1:].argmax())
+    place = int(held[1:, 1:].nan_to_num(nan=-inf).argmax())
     return place // (decoded.lags - 1) + 1, place % (decoded.lags - 1) + 1
 
 
@@ -83,7 +86,7 @@ def _outcome(reading: Reading, decoded: Decoding, softmax: bool) -> Outcome:
     if reading.bindings and reading.stops:
         return "contradicts"
     if reading.copying:
-        return "supports" if reading.reaches else "inconclusive"
+        return "supports" if reading.reaches and reading.copying.used else "inconclusive"
     if reading.bindings or softmax or decoded.held(*_best(decoded)).hi > TRACE:
         return "inconclusive"
     return "contradicts"
@@ -97,13 +100,7 @@ def _tokens(lags: list[int]) -> str:
 def _statement(reading: Reading, measures: Measures, outcome: Outcome) -> str:
     parts = [_sources(reading), *_copied(reading, measures)]
     if reading.bindings:
-        verb = "depends" if reading.reaches else "does not clearly depend"
-        verb = "does not depend" if reading.stops else verb
-        back = max(reading.horizon, 1)
-        parts.append(
-            f"The prediction {verb} on tokens before {_tokens([back])}: they have "
-            f"{_in_words(reading.reach)} of its derivatives."
-        )
+        parts.append(_reach(reading))
     else:
         decoded = measures.decoded[SUBJECT]
         layer, lag = _best(decoded)
@@ -141,9 +138,14 @@ def _copied(reading: Reading, measures: Measures) -> Iterator[str]:
     yield f"The horizon is lag {reading.horizon}{_beyond(reading, measures.decoded[SUBJECT])}."
     yield (
         f"Attention and derivatives {'agree' if copying.agree else 'do not agree'}: from the "
-        f"weakest of these tokens they bring {copying.attention.value:.1f} and "
-        f"{copying.derivatives.value:.1f} times what they bring from any other earlier token."
+        f"weakest of these tokens they bring {_times(copying.attention)} and "
+        f"{_times(copying.derivatives)} times what they bring from any other earlier token. "
+        f"Without this copy the prediction changes by {_in_words(copying.use)} of its energy."
     )
+
+
+def _times(contrast: Interval) -> str:
+    return f"{contrast.value:.1f}" if contrast.value < MANY else f"over {MANY}"
 
 
 def _beyond(reading: Reading, decoded: Decoding) -> str:
@@ -153,6 +155,17 @@ def _beyond(reading: Reading, decoded: Decoding) -> str:
         return ""
     best = max((decoded.held(layer, lag) for layer in range(decoded.layers)), key=_value)
     return f"; of lag {lag} at most {_in_words(best)} is held"
+
+
+def _reach(reading: Reading) -> str:
+    if isnan(reading.reach.value):
+        return ""
+    verb = "depends" if reading.reaches else "does not clearly depend"
+    verb = "hardly depends" if reading.stops else verb
+    return (
+        f"The prediction {verb} on tokens before {_tokens([reading.horizon])}: they have "
+        f"{_in_words(reading.reach)} of its derivatives."
+    )
 
 
 def _value(interval: Interval) -> float:
@@ -176,9 +189,12 @@ def _bearing(reading: Reading, outcome: Outcome) -> str:
         return f"{_sources(reading)} No layer needs to copy."
     lags = [binding.lag for binding in copying.bindings]
     weakest = min(binding.held.value for binding in copying.bindings)
+    if not copying.used:
+        return f"{_sources(reading)} The prediction does not clearly need it."
+    how = f"{weakest:.3f} or more of each" if len(lags) > 1 else f"{weakest:.3f} of it"
     return (
-        f"Layer {copying.layer} sets {_tokens(lags)} beside s_t and holds {weakest:.2f} of it: "
-        "the pairs that later layers can learn from."
+        f"Layer {copying.layer} sets {_tokens(lags)} beside s_t and holds {how}: the pairs that "
+        "later layers can learn from."
     )
 
 
@@ -212,10 +228,12 @@ def _metrics(reading: Reading, measures: Measures) -> dict[str, Metric]:
         "gain": Metric.of(nearest.gain, f"the same less that of layer {copying.layer - 1}"),
         "attention_contrast": Metric.of(copying.attention, _CONTRAST.format("what heads write")),
         "derivative_contrast": Metric.of(copying.derivatives, _CONTRAST.format("derivatives")),
+        "use": Metric.of(copying.use, _USE),
     }
     return found
 
 
+_USE = "change of the prediction without this copy, over the prediction, in energy"
 _CONTRAST = "{} from the weakest token newly held over the strongest other, at the copying layer"
 
 
@@ -241,6 +259,7 @@ def _controls(reading: Reading, measures: Measures) -> dict[str, Metric]:
             found[f"permuted_twin_{name}_contrast"] = Metric.of(
                 value, f"{name} contrast of the same tokens; view {TWIN}"
             )
+        found["permuted_twin_use"] = Metric.of(copying.twin_use, f"{_USE}; view {TWIN}")
     return found
 
 

@@ -27,7 +27,7 @@ from probe.sweep import Plan, Sweep
 from probe.tasks.base import Task, find_task
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.teachers import Contracting, Orthogonal
-from probe.token_binding.attention import contributions, mixing_weights
+from probe.token_binding.attention import contributions, mixing_weights, without
 from probe.token_binding.decoding import Decoding, LayerLags, TokenLags, decodings
 from probe.token_binding.measure import measure
 from probe.token_binding.reading import contrast, read
@@ -71,6 +71,17 @@ def test_mixing_weights_rebuild_what_attention_adds(kind, tiny_model, small_task
             pattern = cache[f"blocks.{layer}.attn.mixer.hook_pattern"]
             assert torch.allclose(weights, pattern, atol=1e-6)
         assert float(weights.triu(1).abs().max()) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_any_token_a_block_adds_nothing(kind, tiny_model, small_task):
+    model = tiny_model(kind)
+    tokens = small_task.sample(2, generator_for(1)).tokens
+    silent = [("blocks.0.hook_attn_out", lambda added, hook: torch.zeros_like(added))]
+    expected = model.run_with_hooks(tokens, fwd_hooks=silent)
+    left = without(model, tokens, 0, range(small_task.length))
+    assert torch.allclose(left, expected, atol=1e-3)
+    assert torch.allclose(without(model, tokens, 0, []), model(tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,6 +220,7 @@ def test_the_copying_layer_of_a_learner_is_found(family, disguise):
     assert found.metrics["held"].lo > 0.999 and found.metrics["gain"].lo > 0.9
     assert found.metrics["attention_contrast"].lo > 100
     assert found.metrics["derivative_contrast"].lo > 100
+    assert found.metrics["use"].lo > 0.1
     assert "Attention and derivatives agree" in found.statement
     assert found.bearing.startswith("Layer 1 sets s_{t-1} beside s_t")
     assert found.controls["permuted_twin_held"].hi < 0.5
@@ -235,6 +247,14 @@ def test_a_second_copying_layer_moves_the_horizon():
     found = finding_of(frame.build((Layer(frame.front[0].kind, (again,)),)))
     assert found.metrics["copying_layer"].value == 1 and found.metrics["horizon"].value == 2
     assert "Layer 2 sets s_{t-2} beside s_t" in found.statement
+
+
+def test_a_copy_that_nothing_reads_does_not_support():
+    """A mean of values looks back over all tokens, but not at the keys beside them."""
+    found = finding_of(planted("mean", RAW))
+    assert found.metrics["copying_layer"].value == 1 and found.metrics["reach"].lo > 0.5
+    assert found.metrics["use"].hi < 1e-9 and found.outcome == "inconclusive"
+    assert "does not clearly need it" in found.bearing
 
 
 @pytest.mark.parametrize("family", ["gradient_descent", "context_free"])

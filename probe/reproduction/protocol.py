@@ -88,8 +88,6 @@ def _binding(measured: list[Measured]) -> pd.DataFrame:
 def _binding_metrics(binding: pd.DataFrame) -> dict[str, Metric]:
     words = "mean squared error of s_{{t-{}}} decoded from layer {}, last position, in sample"
     return {
-        f"token_binding_lag_{row.lag}": Metric(
-            float(row.mean_square), words.format(row.lag, row.layer)
-        )
-        for row in binding.itertuples()
+        f"token_binding_lag_{lag}": Metric(float(error), words.format(lag, BINDING_LAYER))
+        for lag, error in zip(binding.lag, binding.mean_square, strict=True)
     }

@@ -7,6 +7,7 @@ each token contributes, |w_tj| |v_j W_O|, the OV circuit applied to the stream a
 (Kobayashi et al. 2020, "Attention is not only a weight", eq. 3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,30 @@ def mixing_weights(
     units = torch.eye(time).to(q)[:, None].expand(batch, time, heads, time)
     weights: Tensor = attention.mixer(q, k, units)
     return weights.transpose(1, 2)
+
+
+@torch.no_grad()
+def without(
+    model: SequenceTransformer,
+    tokens: Float[Tensor, "batch time d_in"],
+    block: int,
+    lags: Sequence[int],
+) -> Float[Tensor, "batch time d_out"]:
+    """Predictions once a block's heads write nothing from the tokens at these lags."""
+    site = f"blocks.{block}.hook_attn_out"
+    attention = model.blocks[block].attn
+    assert isinstance(attention, Attention)
+    roles = [f"blocks.{block}.attn.hook_{role}" for role in "qkv"]
+    _, cache = model.run_with_cache(tokens, names_filter=roles)
+    q, k, v = (cache[role] for role in roles)
+    position = torch.arange(tokens.shape[1])
+    named = torch.isin(position[:, None] - position, torch.tensor(list(lags)))
+    weights = mixing_weights(attention, q, k) * named
+    lost = torch.einsum("bhtj,bjhc,hcm->btm", weights, v, attention.W_O)
+    changed: Tensor = model.run_with_hooks(
+        tokens, fwd_hooks=[(site, lambda added, hook: added - lost)]
+    )
+    return changed
 
 
 def _of_block(

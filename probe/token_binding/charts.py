@@ -31,7 +31,8 @@ def _map(name: str, title: str, decoded: Decoding, where: str) -> HeatMap:
     return HeatMap(
         name=name,
         title=title,
-        caption=f"Held-out R^2 of a linear probe of s_{{t-j}}, {where} pooled; 0 is chance.",
+        caption=f"Held-out R^2 of a linear probe of the token j positions before, {where} pooled; "
+        "0 is chance.",
         x_label=LAG,
         y_label="layer",
         value_label="R^2",
@@ -53,8 +54,8 @@ def _errors(measures: Measures, layer: int) -> LineChart:
     return LineChart(
         name="token_binding_errors",
         title=f"What layer {layer} forgets of earlier tokens",
-        caption=f"Mean squared error of one channel of s_{{t-j}}, decoded held out, "
-        f"{measures.window}, with 95 % intervals.",
+        caption="Mean squared error of one channel of the token j positions before, decoded held "
+        f"out at {measures.window}, with 95 % intervals.",
         x_label=LAG,
         y_label="mean squared error",
         series=(
@@ -76,8 +77,8 @@ def _heads(measures: Measures, layer: int) -> HeatMap:
     return HeatMap(
         name="token_binding_heads",
         title=f"What the heads of layer {layer} write from each earlier token",
-        caption=f"Norm of the contribution of token t - j, weight times OV circuit, mean over "
-        f"{measures.window} and sequences.",
+        caption="Norm of what the token j positions before contributes, weight times OV circuit; "
+        f"mean over {measures.window} and sequences.",
         x_label=LAG,
         y_label="",
         value_label="norm of the contribution",

@@ -1,6 +1,6 @@
 """All three measures of one model, each beside its controls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from probe.models.transformer import SequenceTransformer
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS, Interval, bootstrap_interval
 from probe.sweep import Context, Plan, Sweep
-from probe.token_binding.attention import Contributions, contributions
+from probe.token_binding.attention import Contributions, contributions, without
 from probe.token_binding.decoding import Decoding, LayerLags, TokenLags, decodings
 from probe.token_binding.sensitivity import Sensitivity, sensitivity
 from probe.token_binding.window import LagWindow
@@ -35,6 +35,8 @@ class Measures:
         attention: What the heads of each block write at these positions, by view.
         late: Derivatives by the last token that has all lags behind it, by view.
         middle: The same by a token in the middle, of the subject.
+        models: The models, by view.
+        tokens: The sequences that were traced.
     """
 
     window: LagWindow
@@ -42,6 +44,18 @@ class Measures:
     attention: Mapping[str, tuple[Contributions, ...]]
     late: Mapping[str, Sensitivity]
     middle: Sensitivity
+    models: Mapping[str, SequenceTransformer]
+    tokens: Float[Tensor, "batch time d_in"]
+
+    def change_without(self, view: str, layer: int, lags: Sequence[int]) -> Interval:
+        """Energy by which late predictions change once a layer copies no more, over their own."""
+        model, late = self.models[view], self.window.positions
+        before, after = (
+            without(model, self.tokens, layer - 1, removed)[:, late].double()
+            for removed in ((), lags)
+        )
+        change = after - before
+        return ratio(change.square().sum((1, 2)), before.square().sum((1, 2)))
 
 
 def measure(model: SequenceTransformer, plan: Plan, progress: Progress) -> Measures:
@@ -58,6 +72,8 @@ def measure(model: SequenceTransformer, plan: Plan, progress: Progress) -> Measu
         {view: contributions(seen, tokens, window) for view, seen in both.items()},
         {view: sensitivity(seen, tokens, late, window.lags) for view, seen in both.items()},
         sensitivity(model, tokens, late // 2, window.lags),
+        both,
+        tokens,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from probe.views import SUBJECT, TWIN
 HOLDS = 0.75  # share of its innovation from which a token counts as held
 MARGIN = 0.02  # by which a layer must hold more than that of the permuted twin
 TRACE = 0.1  # share below which a layer holds next to nothing of a token
+USED = 0.05  # of the prediction's energy, by which it changes without what is copied
 REACH = 0.05  # share of the prediction's derivatives beyond the bound tokens
 
 
@@ -69,6 +71,8 @@ class Copying:
         derivatives: The same ratio of the derivatives of its stream.
         twin_attention: The first ratio in the permuted twin.
         twin_derivatives: The second ratio in the permuted twin.
+        use: Change of the prediction once the layer writes nothing from these tokens, in energy.
+        twin_use: The same in the permuted twin.
     """
 
     bindings: tuple[Binding, ...]
@@ -76,6 +80,8 @@ class Copying:
     derivatives: Interval
     twin_attention: Interval
     twin_derivatives: Interval
+    use: Interval
+    twin_use: Interval
 
     @property
     def layer(self) -> int:
@@ -86,6 +92,11 @@ class Copying:
     def agree(self) -> bool:
         """Whether attention and derivatives name the same tokens as the probes."""
         return min(self.attention.lo, self.derivatives.lo) > 1
+
+    @property
+    def used(self) -> bool:
+        """Whether the prediction needs what is copied."""
+        return self.use.lo > USED
 
 
 @dataclass(frozen=True)
@@ -128,14 +139,20 @@ def read(measures: Measures) -> Reading:
     """The reading."""
     found = bindings(measures.decoded)
     added = [binding for binding in found if binding.layer > 0]
-    horizon = max((binding.lag for binding in found), default=0)
-    output = measures.middle.output
-    reach = ratio(output[:, max(horizon, 1) + 1 :].sum(1), output.sum(1))
+    reach = _reach(measures, max((binding.lag for binding in found), default=1))
     if not added:
         return Reading(found, None, reach)
     layer = min(binding.layer for binding in added)
     first = tuple(binding for binding in added if binding.layer == layer)
     return Reading(found, _copying(measures, first), reach)
+
+
+def _reach(measures: Measures, horizon: int) -> Interval:
+    """The share of derivatives beyond a lag; unknown where that is the largest."""
+    output = measures.middle.output
+    if horizon + 1 >= output.shape[1]:
+        return Interval(nan, nan, nan)
+    return ratio(output[:, horizon + 1 :].sum(1), output.sum(1))
 
 
 def _copying(measures: Measures, first: tuple[Binding, ...]) -> Copying:
@@ -149,7 +166,13 @@ def _copying(measures: Measures, first: tuple[Binding, ...]) -> Copying:
         return contrast(measures.late[view].stream[:, layer], lags)
 
     return Copying(
-        first, attention(SUBJECT), derivatives(SUBJECT), attention(TWIN), derivatives(TWIN)
+        bindings=first,
+        attention=attention(SUBJECT),
+        derivatives=derivatives(SUBJECT),
+        twin_attention=attention(TWIN),
+        twin_derivatives=derivatives(TWIN),
+        use=measures.change_without(SUBJECT, layer, lags),
+        twin_use=measures.change_without(TWIN, layer, lags),
     )
 
 
