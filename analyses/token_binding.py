@@ -140,7 +140,7 @@ def _copied(reading: Reading, measures: Measures) -> Iterator[str]:
         f"Attention and derivatives {'agree' if copying.agree else 'do not agree'}: from the "
         f"weakest of these tokens they bring {_times(copying.attention)} and "
         f"{_times(copying.derivatives)} times what they bring from any other earlier token. "
-        f"Without this copy the prediction changes by {_in_words(copying.use)} of its energy."
+        f"Without this copy the prediction changes by {_in_words(copying.use)} times its energy."
     )
 
 
