@@ -21,9 +21,9 @@ class Mixer(nn.Module, ABC):
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
-        """Mixes values over the past of each position."""
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
+        """Mixes values over the past of each position; linear in the values."""
 
 
 @runtime_checkable
@@ -131,8 +131,8 @@ class _ScoreMixer(Mixer):
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values by a causal pattern of shape (batch, heads, query, key)."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         scores = self.hook_attn_scores((q * self.scale) @ k.mT)
@@ -152,11 +152,10 @@ class MesaMixer(Mixer):
         self,
         q: Float[Tensor, "batch time heads d_head"],
         k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-    ) -> Float[Tensor, "batch time heads d_head"]:
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
         """Exact least squares at every prefix."""
-        if self.unpaired:
-            k = torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
+        k = self.paired(k)
         if torch.is_grad_enabled():
             return mesa_layer(k, v, q, self.log_ridge.exp())
         # Without gradients an analysis looks, which promises the same bits however sequences are
@@ -165,6 +164,14 @@ class MesaMixer(Mixer):
             k.double(), v.double(), q.double(), self.log_ridge.exp(), method=Chunkwise(rounds=2)
         )
         return exact.to(v.dtype)
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Keys, zero where there is no pair yet."""
+        if not self.unpaired:
+            return k
+        return torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
 
 
 class Attention(nn.Module):
