@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.models.attention import KINDS, Attention
 from probe.models.transformer import SequenceTransformer
 from probe.weights.slots import SlotBasis
 
@@ -31,8 +32,8 @@ class Products:
 def products(model: SequenceTransformer, basis: SlotBasis) -> tuple[Products, ...]:
     """The products of every block, in float64."""
     found = []
-    for block in model.blocks:
-        parts = (block.attn.W_Q, block.attn.W_K, block.attn.W_V, block.attn.W_O)
+    for attention in _attentions(model):
+        parts = (attention.W_Q, attention.W_K, attention.W_V, attention.W_O)
         q, k, v, o = (part.detach().double() for part in parts)
         scores = basis.write @ (q @ k.mT) @ basis.write.mT
         found.append(Products(scores, basis.write @ (v @ o) @ basis.read))
@@ -47,17 +48,20 @@ def with_products(
     blocks = tuple(
         replace(
             block,
-            attention=type(block.attention)(len(layer.scores), basis.count * basis.width),
+            attention=KINDS[block.attention.kind](len(layer.scores), basis.count * basis.width),
         )
         for block, layer in zip(model.config.blocks, layers, strict=True)
     )
     new = SequenceTransformer(replace(model.config, blocks=blocks))
-    for name in ("W_E", "W_U"):
-        if getattr(model, name) is not None:
-            getattr(new, name).copy_(getattr(model, name))
-    for block, layer in zip(new.blocks, layers, strict=True):
-        block.attn.W_Q.copy_(basis.read @ layer.scores)
-        block.attn.W_K.copy_(basis.read.expand_as(block.attn.W_K))
-        block.attn.W_V.copy_(basis.read @ layer.values)
-        block.attn.W_O.copy_(basis.write.expand_as(block.attn.W_O))
+    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("blocks.")}
+    new.load_state_dict(kept, strict=False)
+    for attention, layer in zip(_attentions(new), layers, strict=True):
+        attention.W_Q.copy_(basis.read @ layer.scores)
+        attention.W_K.copy_(basis.read.expand_as(attention.W_K))
+        attention.W_V.copy_(basis.read @ layer.values)
+        attention.W_O.copy_(basis.write.expand_as(attention.W_O))
     return new.eval().requires_grad_(False)
+
+
+def _attentions(model: SequenceTransformer) -> list[Attention]:
+    return [part for part in model.modules() if isinstance(part, Attention)]
