@@ -15,8 +15,9 @@ KINDS = {
     "rounding": "what was published is rounding, in its mean or in its spread",
     "narrow spread": "the five published seeds lie closer together than samples of this size do: "
     "by the spread of our own samples the difference is within three standard errors",
-    "chance": "beyond three spreads by no more than one of so many numbers is expected to be, "
-    "when a spread is estimated from five (t with 4 degrees of freedom, Bonferroni at 0.05)",
+    "chance": "no further off than chance puts one of so many numbers, when a spread is estimated "
+    "from five (t with 4 degrees of freedom, Bonferroni at 0.05); averages over positions: within "
+    "three standard errors",
     "not explained": "no figure at hand explains it",
 }
 
@@ -100,6 +101,12 @@ def _explained(row: Row, compared: int) -> Unmet:
         compared: How many numbers were compared in all, which chance had its way with.
     """
     share = f"relative difference {row.difference:+.2%}".replace("%", " %")
+    off = abs(row.ours - row.published)
+    if row.averaged:
+        error = math.hypot(row.own_spread, row.spread or row.own_spread) / SEEDS**0.5
+        errors = f"{off / error:.1f} standard errors of the two means" if error else "no spread"
+        kind = "chance" if off <= SPREADS * error else "not explained"
+        return Unmet(row, kind, f"{errors}; {share}")
     if row.published <= SMALLEST:
         return Unmet(row, "rounding", f"published mean at most {SMALLEST:g}; {share}")
     if row.spread is not None and row.spread <= ROUNDING * row.published:
@@ -107,7 +114,6 @@ def _explained(row: Row, compared: int) -> Unmet:
         return Unmet(row, "rounding", f"{spread}, which is rounding; {share}")
     if not row.spread:
         return Unmet(row, "not explained", f"no spread was published; {share}")
-    off = abs(row.ours - row.published)
     own = off / row.own_spread / error_in_spreads(256) if row.own_spread else math.inf
     if own <= SPREADS:
         wider = f"our five samples spread {row.own_spread / row.spread:.1f} times as far as theirs"

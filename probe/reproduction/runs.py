@@ -97,12 +97,17 @@ def _orphans(source: Source, entry: Checkpoint) -> Iterator[Skipped]:
     """Results in the folder of weights that are not."""
     for claim in entry.claims:
         if source.holds(claim.file):
-            try:
-                numbers = source.read(claim).mean.numel()
-            except InputError:
-                numbers = 0
             reason = f"its weights, {entry.file}, are not in the folder"
-            yield Skipped(f"{claim.place}: {claim.quantity}", reason, claim.file, numbers)
+            what = f"{claim.place}: {claim.quantity}"
+            yield Skipped(what, reason, claim.file, _numbers(source, claim))
+
+
+def _numbers(source: Source, claim: Claim) -> int:
+    """How many numbers a claim is about; 0 if they cannot be read."""
+    try:
+        return source.read(claim).mean.numel()
+    except InputError:
+        return 0
 
 
 def _reference_runs(source: Source, seed: int, skipped: list[Skipped]) -> Iterator[Run]:
@@ -155,7 +160,9 @@ def _arrays(
                 raise InputError(f"{published.CHEBYSHEV}: holds no constants for it")
             arrays[claim] = source.read(claim)
         except InputError as error:
-            skipped.append(Skipped(f"{name}: {claim.quantity}", str(error)))
+            file = claim.file if source.holds(claim.file) else ""
+            what = f"{name}: {claim.quantity}"
+            skipped.append(Skipped(what, str(error), file, _numbers(source, claim)))
     return arrays
 
 
