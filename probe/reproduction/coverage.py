@@ -60,7 +60,7 @@ def _record(file: str, rows: Sequence[Row], skipped: Sequence[Skipped]) -> Cover
     ]
     if file in _weights():
         used = sum(row.checkpoint.partition("#")[0] == file for row in rows)
-        notes.insert(0, f"weights; {used} numbers were measured with them")
+        notes.insert(0, f"weights that {used} of the numbers were measured with")
     if file == CHEBYSHEV:
         notes.insert(0, CONSTANTS)
     return Coverage(

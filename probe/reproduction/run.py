@@ -97,7 +97,7 @@ def _unidentified(source: Source, rows: tuple[Row, ...]) -> Iterator[Skipped]:
     """Losses of unknown weights, with what comes nearest to them of all that was measured."""
     curves: dict[str, list[float]] = {}
     for row in rows:
-        if row.quantity == published.LOSS and row.position is not None:
+        if row.quantity == published.LOSS and not row.averaged:
             curves.setdefault(row.checkpoint, []).append(row.ours)
     for claim in UNIDENTIFIED:
         if not source.holds(claim.file):
@@ -153,10 +153,10 @@ def _means(run: Run, repetitions: list[Measured]) -> dict[str, tuple[float, floa
     Then samples are added. How many is decided once: adding until the error looks small would
     favour lucky samples.
     """
+    wanted = {claim.quantity for claim in run.arrays if claim.quantity in MEANS}
+    wanted |= set() if run.stated_mean is None else {published.LOSS}
     losses = {
-        name: [float(measured[name].mean()) for measured in repetitions]
-        for name in MEANS
-        if name in repetitions[0]
+        name: [float(measured[name].mean()) for measured in repetitions] for name in sorted(wanted)
     }
     if any(_standard_error(values) > PRECISION for values in losses.values()):
         more = [run.measure_means(number) for number in range(SEEDS, MANY_SAMPLES)]
