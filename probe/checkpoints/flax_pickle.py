@@ -17,7 +17,7 @@ from probe.presets.base import find_preset
 
 
 class FlaxPickle:
-    """A .pkl file; `FILE#TREE` picks one of several trees in it."""
+    """A .pkl file; `FILE#TREE` picks one of several trees in it, `FILE#LIST.0` one of a list."""
 
     name = "flax-pickle"
 
@@ -43,11 +43,22 @@ class FlaxPickle:
 def _tree(path: Path, content: object, member: str) -> dict[str, Any]:
     if isinstance(content, dict) and not member and "params" in content:
         member = "params"
-    if not isinstance(content, dict) or not isinstance(content.get(member), dict):
+    found = _member(content, member)
+    if not isinstance(found, dict):
         known = ", ".join(list(content)[:10]) if isinstance(content, dict) else "none"
         raise InputError(f"{path}: no parameter tree {member!r}; name one by FILE#TREE: {known}")
-    tree: dict[str, Any] = content[member]
-    return tree
+    return found
+
+
+def _member(content: object, member: str) -> object:
+    """An entry of the file, or NAME.INDEX of a list in it."""
+    if not isinstance(content, dict):
+        return None
+    name, _, index = member.rpartition(".")
+    listed = content.get(name)
+    if isinstance(listed, list) and index.isdecimal() and int(index) < len(listed):
+        return listed[int(index)]
+    return content.get(member)
 
 
 def _flatten(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +93,8 @@ def _translate(path: Path, leaves: dict[str, Any], config: ModelConfig) -> Weigh
     for leaf, value in leaves.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             raise InputError(f"{path}: {leaf} is no array of floating-point numbers")
+        if leaf.endswith("_fm/kernel"):
+            continue  # where training put weights to interpolate with; no forward pass reads them
         with np.errstate(over="ignore"):  # what overflows is refused later, as not finite
             numbers = torch.from_numpy(value.astype(np.float32))
         name, tensor = _rename(leaf, numbers, config)

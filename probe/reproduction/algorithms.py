@@ -59,16 +59,36 @@ class LaggedLeastSquares:
         self, problem: InContextProblem, recursions: Mapping[str, Recursion]
     ) -> Float[Tensor, "batch time d_v"]:
         """Leaves out the last pair."""
-        known = replace(problem, keys=shifted(problem.keys), values=shifted(problem.values))
-        moments = prefix_moments(known)
-        gram = moments.gram
-        gram.diagonal(dim1=-2, dim2=-1).add_(self.ridge)
+        gram, cross = _lagged_moments(problem, self.ridge)
         query = problem.queries.double()[..., None]
         if self.recursion is None:
             solved = torch.linalg.solve(gram, query)
         else:
             solved = recursions[self.recursion].solve(gram, query)
-        return _apply(moments.cross, solved[..., 0])
+        return _apply(cross, solved[..., 0])
+
+
+@dataclass(frozen=True)
+class NewtonLeastSquares:
+    """C_{t-1} X_k q_t, where X_k is Newton's k-th iterate to A^-1 from X_0 = I / tr A.
+
+    X_{k+1} = X_k (2 I - A X_k) (Schulz 1933); A = G_{t-1} + ridge I.
+    """
+
+    steps: int
+    ridge: float
+    recursion: str | None = None
+
+    def predict(
+        self, problem: InContextProblem, recursions: Mapping[str, Recursion]
+    ) -> Float[Tensor, "batch time d_v"]:
+        """Leaves out the last pair."""
+        gram, cross = _lagged_moments(problem, self.ridge)
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
+        inverse = identity / gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        for _ in range(self.steps):
+            inverse = inverse @ (2 * identity - gram @ inverse)
+        return _apply(cross, _apply(inverse, problem.queries))
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,14 @@ class Delayed:
             )
             parts.append(self.algorithm.predict(part, recursions))
         return torch.cat(parts)
+
+
+def _lagged_moments(problem: InContextProblem, ridge: float) -> tuple[Tensor, Tensor]:
+    """G_{t-1} + ridge I and C_{t-1}."""
+    known = replace(problem, keys=shifted(problem.keys), values=shifted(problem.values))
+    moments = prefix_moments(known)
+    moments.gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return moments.gram, moments.cross
 
 
 def _apply(maps: Tensor, vectors: Tensor) -> Tensor:

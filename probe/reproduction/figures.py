@@ -13,18 +13,20 @@ from probe.reproduction.records import SPREADS, Reproduction, Row
 
 CAPTIONS = {
     "agreement": "Published against ours, every judged probe cell. On the line they are equal.",
-    "losses": "Loss by position: published (dots) and ours (line), logarithmic.",
+    "losses": "Loss by position: published (dots; crosses where a second file repeats it) and ours "
+    "(line), logarithmic.",
     "deviations": "Ours minus published in published spreads, judged probe cells; the share "
     "outside the two marks is what the summary counts as not reproduced.",
 }
 _COLUMNS = 4
 _TICKS = 5
+_MARKS = (".", "x", "+")  # of a model's losses in one file after the other
 
 
 def draw(reproduction: Reproduction) -> dict[str, str]:
     """All figures for which there are rows."""
     judged = [row for row in reproduction.rows if row.judged]
-    losses = [r for r in reproduction.rows if r.quantity == LOSS and r.position is not None]
+    losses = [r for r in reproduction.rows if r.quantity == LOSS and not r.averaged]
     drawn = {}
     if judged:
         drawn["agreement"] = _draw("agreement", judged)
@@ -95,9 +97,12 @@ def _losses(rows: list[Row]) -> Figure:
 
 
 def _panel(axes: Axes, name: str, rows: list[Row]) -> None:
-    x = [row.position or 0 for row in rows]
-    axes.plot(x, [r.ours for r in rows], color=palette.MODEL[0].light, linewidth=1.3)
-    axes.plot(x, [r.published for r in rows], ".", color=palette.MODEL[1].light, markersize=3)
+    published = list(dict.fromkeys(row.source for row in rows))
+    for source, mark in zip(published, _MARKS, strict=False):
+        own = [row for row in rows if row.source == source]
+        x = [row.position or 0 for row in own]
+        axes.plot(x, [r.ours for r in own], color=palette.MODEL[0].light, linewidth=1.3)
+        axes.plot(x, [r.published for r in own], mark, color=palette.MODEL[1].light, markersize=3)
     folder, _, file = name.removesuffix(".pkl").rpartition("/")
     axes.set_title(f"{folder}\n{file}" if folder else f"\n{name}", fontsize=7.5)
     axes.set_yscale("log")

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probe.capture import capture
+from probe.errors import InputError
 from probe.models.transformer import SequenceTransformer
 from probe.problem import prefix_moments
 from probe.reproduction import in_sample, published
@@ -15,6 +16,7 @@ from probe.reproduction.published import Probing
 from probe.sampling import generator_for
 from probe.solvers.chebyshev_recursion import Recursion
 from probe.tasks.base import Sequences, Task
+from probe.tasks.nonlinear_dynamics import NonlinearDynamics
 
 SEQUENCES = 256
 SEEDS = 5
@@ -22,6 +24,7 @@ LENGTH = 50
 OUTLIER = 2.0  # a sample this many standard deviations or more above the mean norm is dropped
 BINDING_LAGS = 7
 BINDING_LAYER = 1
+FEATURE_LAYERS = 7  # the embedding and six blocks
 
 Measured = dict[str, Float[Tensor, "positions columns"]]
 
@@ -67,6 +70,9 @@ class Prober:
             found |= _preconditioned_probes(seen.layers, following, target)
         if published.BINDING in self.quantities:
             found[published.BINDING] = _binding(seen.layers[BINDING_LAYER], sequences)
+        if published.FEATURES in self.quantities:
+            decoded = decoded_features(self.task, seen.layers[:FEATURE_LAYERS], sequences)
+            found |= {published.FEATURES: decoded, published.EMBEDDED_FEATURES: decoded[:, :1]}
         return {name: value for name, value in found.items() if name in self.quantities}
 
     def _preconditioned(self, sequences: Sequences) -> Float[Tensor, "batch time d"]:
@@ -114,3 +120,22 @@ def _binding(stream: Tensor, sequences: Sequences) -> Tensor:
     everyone = torch.ones(1, len(stream), dtype=torch.bool)
     last = stream[None, :, -1].expand(len(targets), -1, -1)
     return in_sample.fit(last, everyone).loss(targets)[:, None] * 2 / tokens.shape[-1]
+
+
+def decoded_features(
+    task: Task, layers: Float[Tensor, "layers batch time d_model"], sequences: Sequences
+) -> Float[Tensor, "lags layers"]:
+    """Mean squared error per channel of decoding B gelu(A s) of s_{t-7} .. s_t at the last t.
+
+    Those are the features before they are normalised, which is all that the dynamics use.
+
+    Raises:
+        InputError: The task has no such features.
+    """
+    if not isinstance(task, NonlinearDynamics):
+        raise InputError(f"task {task.name} has no features to decode")
+    tokens = sequences.tokens[:, -1 - BINDING_LAGS :].transpose(0, 1)
+    targets = task.feature_map.unnormalised(tokens)
+    everyone = torch.ones(1, targets.shape[1], dtype=torch.bool)
+    fitted = in_sample.fit(layers[:, None, :, -1], everyone)
+    return fitted.loss(targets).mT * 2 / targets.shape[-1]

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from probe.reproduction.published import LOSS, PROBES
+from probe.reproduction.published import MEANS, PROBES
 
 SPREADS = 3.0
+MEAN_TOLERANCE = 0.03
 SMALLEST = 1e-6  # below, a published probe loss is rounding
 AT_START = "position 0: nothing to learn from; low-rank activations are fitted to rounding"
 ROUNDING = f"published mean at most {SMALLEST:g}: rounding"
@@ -20,12 +21,16 @@ class Row:
 
     Attributes:
         checkpoint: File of the checkpoint, or name of the reference algorithm.
-        quantity: loss, current, next, preconditioned, control or token_binding.
+        quantity: loss, current, next, preconditioned, control, token_binding, features,
+            embedded_features, sensitivity, sensitivity_to_older, interpolated or compressed.
         layer: Blocks before the activations; None where no layer is read.
         position: Position, counted from 0; None for a mean over positions.
-        published: Mean over the published seeds.
+        published: Mean over the published seeds, or the number where there is one alone.
         spread: Standard deviation over the published seeds (n - 1); None where not published.
         ours: Mean over our samples: 5, or 25 for a loss averaged over positions.
+        own_spread: Standard deviation over our samples.
+        source: The published file, and the way in it.
+        sequences: Of how many sequences each published seed is the mean.
     """
 
     checkpoint: str
@@ -35,6 +40,9 @@ class Row:
     published: float
     spread: float | None
     ours: float
+    own_spread: float = 0.0
+    source: str = ""
+    sequences: int = 256
 
     @property
     def difference(self) -> float:
@@ -43,10 +51,21 @@ class Row:
 
     @property
     def within(self) -> bool:
-        """Whether ours lies within three published spreads."""
-        return self.spread is not None and (
-            abs(self.ours - self.published) <= SPREADS * self.spread
-        )
+        """Whether ours lies within three published spreads; within ours where none is known."""
+        spread = self.own_spread if self.spread is None else self.spread
+        return abs(self.ours - self.published) <= SPREADS * spread
+
+    @property
+    def averaged(self) -> bool:
+        """Whether this is a loss averaged over positions."""
+        return self.quantity in MEANS and self.position is None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the published number is met: averaged losses to 3 %; None if not judged."""
+        if self.excluded is not None:
+            return None
+        return abs(self.difference) <= MEAN_TOLERANCE if self.averaged else self.within
 
     @property
     def excluded(self) -> str | None:
@@ -65,10 +84,62 @@ class Row:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not compared, and why."""
+    """What was not compared, and why.
+
+    Attributes:
+        what: Which numbers.
+        reason: Why.
+        file: The result file that holds them, where it is in the folder.
+        numbers: How many they are.
+    """
 
     what: str
     reason: str
+    file: str = ""
+    numbers: int = 0
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A published number that is not met, and why.
+
+    Attributes:
+        row: The number beside ours.
+        kind: "rounding", "narrow spread", "chance" or "not explained".
+        reason: One sentence with the figures that it rests on.
+    """
+
+    row: Row
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became of one file.
+
+    Attributes:
+        file: Its path in the folder.
+        quantities: What it says.
+        compared: How many of its numbers are rows, averages over positions among them.
+        met: How many of those are met.
+        not_judged: How many of those are not judged, such as rounding.
+        not_compared: How many of its numbers are no rows.
+        notes: Why not, and what else the file is for.
+    """
+
+    file: str
+    quantities: tuple[str, ...]
+    compared: int
+    met: int
+    not_judged: int
+    not_compared: int
+    notes: tuple[str, ...]
+
+    @property
+    def remarks(self) -> str:
+        """What it says, and the notes."""
+        return "; ".join(filter(None, (", ".join(self.quantities), *self.notes)))
 
 
 @dataclass(frozen=True)
@@ -76,6 +147,8 @@ class MeanLoss:
     """The loss of a model, averaged over positions."""
 
     checkpoint: str
+    quantity: str
+    source: str
     published: float
     ours: float
     difference: float
@@ -97,6 +170,8 @@ class Summary:
 
     Attributes:
         rows: Number of rows.
+        met: Rows that are met.
+        unmet: Rows that are not; the others are not judged.
         judged: Probe cells at position >= 1 whose published mean exceeds 1e-6.
         within_3_spreads: Share of judged cells within three published spreads; NaN without any.
         median_difference: Median of |ours / published - 1| over judged cells.
@@ -106,10 +181,13 @@ class Summary:
         quantities: Agreement by quantity; probes by their judged cells, others by all rows.
         excluded: Probe cells that are not judged, by reason.
         skipped: What was not compared, with reasons.
+        files: What became of every file of the folder.
         unknown_files: Files in the folder that belong to nothing we know.
     """
 
     rows: int
+    met: int
+    unmet: int
     judged: int
     within_3_spreads: float
     median_difference: float
@@ -119,6 +197,7 @@ class Summary:
     quantities: tuple[Pooled, ...]
     excluded: Mapping[str, int]
     skipped: tuple[Skipped, ...]
+    files: tuple[Coverage, ...]
     unknown_files: int
 
 
@@ -128,25 +207,39 @@ class Reproduction:
 
     seed: int
     rows: tuple[Row, ...]
+    unmet: tuple[Unmet, ...]
     summary: Summary
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; what is not a number becomes null."""
-        rows = [asdict(row) | {"excluded": row.excluded} for row in self.rows]
+        why = {
+            entry.row: {"reason_kind": entry.kind, "reason": entry.reason} for entry in self.unmet
+        }
+        rows = [
+            asdict(row) | {"excluded": row.excluded, "met": row.met} | why.get(row, {})
+            for row in self.rows
+        ]
         plain = {"seed": self.seed, "summary": asdict(self.summary), "rows": rows}
         return {key: _plain(value) for key, value in plain.items()}
 
 
-def summarised(rows: tuple[Row, ...], skipped: tuple[Skipped, ...], unknown_files: int) -> Summary:
+def summarised(
+    rows: tuple[Row, ...],
+    skipped: tuple[Skipped, ...],
+    unknown_files: int,
+    files: tuple[Coverage, ...],
+) -> Summary:
     """Counts and pools."""
     judged = [row for row in rows if row.judged]
     pooled = _pool("all probes", judged)
     means = _means(rows)
     worst = max(means, key=lambda mean: abs(mean.difference), default=None)
-    placed = [row for row in rows if row.position is not None]
+    placed = [row for row in rows if not row.averaged]
     quantities = dict.fromkeys(row.quantity for row in placed)
     return Summary(
         rows=len(rows),
+        met=sum(row.met is True for row in rows),
+        unmet=sum(row.met is False for row in rows),
         judged=len(judged),
         within_3_spreads=pooled.within_3_spreads,
         median_difference=pooled.median_difference,
@@ -159,6 +252,7 @@ def summarised(rows: tuple[Row, ...], skipped: tuple[Skipped, ...], unknown_file
         ),
         excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
         skipped=skipped,
+        files=files,
         unknown_files=unknown_files,
     )
 
@@ -172,9 +266,9 @@ def _pool(name: str, rows: list[Row]) -> Pooled:
 
 def _means(rows: tuple[Row, ...]) -> tuple[MeanLoss, ...]:
     return tuple(
-        MeanLoss(row.checkpoint, row.published, row.ours, row.difference)
+        MeanLoss(row.checkpoint, row.quantity, row.source, row.published, row.ours, row.difference)
         for row in rows
-        if row.quantity == LOSS and row.position is None
+        if row.averaged
     )
 
 

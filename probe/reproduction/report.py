@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from probe.files import write_atomically
 from probe.report import palette, svg
 from probe.report.templates import environment
 from probe.reproduction import figures
+from probe.reproduction.reasons import KINDS, expected_outside, grouped
 from probe.reproduction.records import Reproduction
 
 _HERE = Path(__file__).parent
@@ -29,6 +31,10 @@ def write_report(reproduction: Reproduction, out: Path) -> None:
     values = {
         "summary": reproduction.summary,
         "seed": reproduction.seed,
+        "unmet": grouped(reproduction.unmet),
+        "kinds": KINDS,
+        "count": Counter(entry.kind for entry in reproduction.unmet),
+        "expected": expected_outside(),
         "drawings": inline,
         "captions": figures.CAPTIONS,
         "sentence": summarise(reproduction),
@@ -56,9 +62,16 @@ def summarise(reproduction: Reproduction) -> str:
             f"{_percent(summary.worst_mean_difference)} ({summary.worst_checkpoint})."
         )
     left_out = sum(summary.excluded.values())
+    kinds = Counter(entry.kind for entry in reproduction.unmet)
+    why = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     parts.append(
-        f"{summary.rows} rows in all; {left_out} cells not judged, {len(summary.skipped)} "
-        f"published items skipped, each with its reason; {summary.unknown_files} unknown files."
+        f"{summary.rows} rows in all: {summary.met} met, {summary.unmet} not met"
+        f"{f' ({why})' if why else ''}, {left_out} not judged."
+    )
+    left = sum(skip.numbers for skip in summary.skipped)
+    parts.append(
+        f"{left} further numbers in the folder are not compared, each with its reason; "
+        f"{summary.unknown_files} unknown files."
     )
     return " ".join(parts)
 

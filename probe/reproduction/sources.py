@@ -1,5 +1,6 @@
 """Reads published result files; what cannot be read becomes a reason."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,11 @@ from torch import Tensor
 from probe.checkpoints.safe_pickle import read_pickle
 from probe.errors import InputError
 from probe.reproduction import published
+from probe.reproduction.measure import SEEDS
 from probe.reproduction.published import Claim
 from probe.solvers.chebyshev_recursion import Recursion
+
+Keys = tuple[str | int, ...]
 
 # No published data file holds these two; the others are read from the folder.
 _STATED = {
@@ -31,17 +35,30 @@ _STATED = {
 _ENTRIES = {"linear": 0, "linear-2": 1, "nonlinear": 3}
 
 
+# Files that hold means and standard deviations instead of seeds; where each stands in an entry.
+_TOKENS = (("results_means", 0), ("results_svs", 0))
+_MEANS: Mapping[str, tuple[Keys, Keys | None]] = {
+    published.BINDING: _TOKENS,
+    published.FEATURES: _TOKENS,
+    published.EMBEDDED_FEATURES: _TOKENS,
+    published.SENSITIVITY: ((0, "*", 0), (1, "*", 0)),
+    published.SENSITIVITY_TO_OLDER: ((2, "*", 0), None),
+}
+
+
 @dataclass(frozen=True)
 class Published:
     """A published array.
 
     Attributes:
         mean: Mean over the published seeds.
-        spread: Standard deviation over the seeds (with n - 1).
+        spread: Standard deviation over the seeds (with n - 1); None where it was not published.
+        mean_spread: That of the mean over positions and columns, likewise.
     """
 
     mean: Float[Tensor, "positions columns"]
-    spread: Float[Tensor, "positions columns"]
+    spread: Float[Tensor, "positions columns"] | None = None
+    mean_spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,22 +72,30 @@ class Source:
         """Whether a file, or the file of `FILE#TREE`, is there."""
         return (self.folder / file.partition("#")[0]).is_file()
 
+    def files(self) -> tuple[str, ...]:
+        """Paths of all files in the folder, sorted."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return tuple(sorted(path.relative_to(self.folder).as_posix() for path in found))
+
     def read(self, claim: Claim) -> Published:
         """The array of a claim.
 
         Raises:
             InputError: The file is missing or damaged, or holds something else at this place.
         """
-        value = self._at(claim.file, claim.keys)
-        if claim.quantity == published.BINDING:
-            mean, spread = (_array(claim, value, name) for name in ("results_means", "results_svs"))
-            # The file holds standard deviations over 5 seeds with n, not n - 1.
-            return Published(mean[0][:, None], spread[0][:, None] * (5 / 4) ** 0.5)
-        runs = _array(claim, value)
+        if claim.quantity in _MEANS:
+            mean, spread = _MEANS[claim.quantity]
+            return Published(self._means(claim, mean), self._spreads(claim, spread))
+        runs = self._array(claim, claim.keys)
+        if runs.ndim == 0:
+            return Published(runs[None, None])
+        if runs.ndim not in (2, 3):
+            raise _unreadable(claim)
         if claim.quantity == published.CONTROL:  # the same number in the column of every layer
             runs = runs[..., :1]
         runs = runs if runs.ndim == 3 else runs[..., None]
-        return Published(runs.mean(0), runs.std(0, correction=1))
+        mean_spread = float(runs.mean((1, 2)).std(correction=1))
+        return Published(runs.mean(0), runs.std(0, correction=1), mean_spread)
 
     @cached_property
     def recursions(self) -> dict[str, Recursion]:
@@ -85,27 +110,51 @@ class Source:
             stored = {}
         return _STATED | stored
 
-    def _at(self, file: str, keys: tuple[str | int, ...]) -> Any:
+    def _means(self, claim: Claim, keys: Keys) -> Tensor:
+        """Positions in ascending order by columns."""
+        found = self._array(claim, (*claim.keys, *keys))
+        if found.ndim not in (1, 2):
+            raise _unreadable(claim)
+        found = found[:, None] if found.ndim == 1 else found.mT
+        # Sensitivities are listed from the token itself backwards.
+        return found.flip(0) if claim.quantity == published.SENSITIVITY else found
+
+    def _spreads(self, claim: Claim, keys: Keys | None) -> Tensor | None:
+        """The files hold standard deviations with n, not n - 1."""
+        if keys is None:
+            return None
+        return self._means(claim, keys) * (SEEDS / (SEEDS - 1)) ** 0.5
+
+    def _array(self, claim: Claim, keys: Keys) -> Tensor:
+        try:
+            found = np.asarray(self._at(claim.file, keys), dtype=np.float64)
+        except (ValueError, TypeError):
+            raise _unreadable(claim) from None
+        array = torch.from_numpy(found)
+        if not array.numel() or not bool(array.isfinite().all()):
+            raise _unreadable(claim)
+        return array
+
+    def _at(self, file: str, keys: Keys) -> Any:
         if not self.holds(file):
             raise InputError(f"{file}: not in the folder")
         if file not in self._contents:
             self._contents[file] = read_pickle(self.folder / file)
-        value = self._contents[file]
         try:
-            for key in keys:
-                value = value[key]
+            return _walk(self._contents[file], keys)
         except (KeyError, IndexError, TypeError):
             raise InputError(f"{file}: nothing at {'/'.join(map(str, keys))}") from None
-        return value
 
 
-def _array(claim: Claim, value: Any, name: str | None = None) -> Tensor:
-    try:
-        found = np.asarray(value[name] if name else value, dtype=np.float64)
-    except (ValueError, TypeError, KeyError):
-        found = np.empty(0)
-    array = torch.from_numpy(found)
-    if array.ndim not in (2, 3) or not len(array) or not bool(array.isfinite().all()):
-        where = "/".join(map(str, claim.keys))
-        raise InputError(f"{claim.file}: no finite numbers by seed and position at {where}")
-    return array
+def _walk(value: Any, keys: Keys) -> Any:
+    """What stands at the end of the keys; "*" walks on in every item."""
+    for depth, key in enumerate(keys):
+        if key == "*":
+            return [_walk(item, keys[depth + 1 :]) for item in value]
+        value = value[key]
+    return value
+
+
+def _unreadable(claim: Claim) -> InputError:
+    where = "/".join(map(str, claim.keys))
+    return InputError(f"{claim.file}: no finite numbers by seed and position at {where}")

@@ -32,9 +32,13 @@ class FeatureMap:
 
     def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The normalised features of states."""
-        inner = states @ self.inner.to(states.dtype)
-        mapped = torch.nn.functional.gelu(inner, approximate="tanh") @ self.outer.to(states.dtype)
+        mapped = self.unnormalised(states)
         return mapped / mapped.norm(dim=-1, keepdim=True)
+
+    def unnormalised(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """B gelu(A x)."""
+        inner = states @ self.inner.to(states.dtype)
+        return torch.nn.functional.gelu(inner, approximate="tanh") @ self.outer.to(states.dtype)
 
 
 @dataclass(frozen=True)

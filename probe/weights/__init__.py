@@ -1,0 +1,1 @@
+"""What the weights of linear attention say: products, blocks of the identity, closed forms."""
