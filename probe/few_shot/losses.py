@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.capture import capture_output
 from probe.models.transformer import SequenceTransformer
-from probe.statistics import BLOCKS, Interval, bootstrap_interval
+from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import TEST, Plan
 from probe.tasks.base import Sequences
 from probe.tasks.few_shot import FewShot
@@ -82,24 +82,24 @@ def drawn(task: FewShot, plan: Plan, split: int, shard: int, count: int) -> Sequ
     return replace(plan, task=task).draw(split, shard, count)
 
 
+def mean_over(one: LossByPair, pairs: slice) -> Interval:
+    """Mean loss over some numbers of pairs."""
+    return mean_per_sequence(one.over(pairs), one.count)
+
+
 def excess(one: LossByPair, other: LossByPair, pairs: slice) -> Interval:
     """Loss of one minus loss of the other, paired by sequence."""
-    gap = one.over(pairs) - other.over(pairs)
-    return bootstrap_interval(lambda weights: (weights @ gap) / (weights @ one.count))
+    return mean_per_sequence(one.over(pairs) - other.over(pairs), one.count)
 
 
-def share_gained(
-    one: LossByPair, best: LossByPair, none: LossByPair, pairs: slice
-) -> Interval:
+def share_gained(one: LossByPair, best: LossByPair, none: LossByPair, pairs: slice) -> Interval:
     """(none - one) / (none - best): the share of what the best learner gains from the pairs."""
     gained = none.over(pairs) - one.over(pairs)
     offered = none.over(pairs) - best.over(pairs)
     return bootstrap_interval(lambda weights: (weights @ gained) / (weights @ offered))
 
 
-def share_removed(
-    one: LossByPair, bare: LossByPair, best: LossByPair, pairs: slice
-) -> Interval:
+def share_removed(one: LossByPair, bare: LossByPair, best: LossByPair, pairs: slice) -> Interval:
     """1 - (one - best) / (bare - best): the share of an excess that tuned tokens remove."""
     left, whole = one.over(pairs) - best.over(pairs), bare.over(pairs) - best.over(pairs)
     return bootstrap_interval(lambda weights: 1 - (weights @ left) / (weights @ whole))

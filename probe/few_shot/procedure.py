@@ -1,4 +1,4 @@
-"""The whole experiment: tune tokens on the model and on its twin, then measure both on fresh pairs."""
+"""The experiment: tokens tuned on the model and on its twin, both measured on fresh pairs."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -94,9 +94,7 @@ def longest(width: int, budget: Budget) -> int:
     return budget.prefix + 3 * PAIRS_PER_CHANNEL * width
 
 
-def run(
-    model: SequenceTransformer, plan: Plan, budget: Budget, phases: Phases
-) -> Measurement:
+def run(model: SequenceTransformer, plan: Plan, budget: Budget, phases: Phases) -> Measurement:
     """Tunes and measures.
 
     Args:
@@ -109,15 +107,17 @@ def run(
     with one_thread():
         frozen_model = deepcopy(model).requires_grad_(False).to(plan.device)
         twin = permuted_twin(frozen_model, plan.seed)
-        subject, control = (_arms(one, single, plan, budget, phases) for one in (frozen_model, twin))
+        subject, control = (
+            _arms(one, single, plan, budget, phases) for one in (frozen_model, twin)
+        )
         references = fitted(single, switched, plan)
         progress = phases.next()
-        alone = {
+        alone: dict[str, Learner] = {
             LEAST_SQUARES: references.alone,
             TRANSITIONS: references.transitions,
             NOTHING: nothing,
         }
-        knowing = {
+        knowing: dict[str, Learner] = {
             LEAST_SQUARES: references.reset,
             NO_RESET: references.alone,
             FORGETTING: references.forgetting,
@@ -139,7 +139,7 @@ def _arms(
     assert isinstance(eos.layout, WithEos)
     prefix = tuned_prefix(model, task, eos.layout, budget, plan.seed, phases.next())
     bare = Bare()
-    layouts = {
+    layouts: dict[str, PairLayout] = {
         BARE: bare,
         EOS: eos.layout,
         PREFIX: prefix.layout,

@@ -32,9 +32,7 @@ class PairLayout(Protocol):
     def stride(self) -> int:
         """Number of tokens from one x to the next."""
 
-    def around(
-        self, pairs: Float[Tensor, "batch pairs 2 d"]
-    ) -> Float[Tensor, "batch time d"]:
+    def around(self, pairs: Float[Tensor, "batch pairs 2 d"]) -> Float[Tensor, "batch time d"]:
         """The tokens: x, y and what the layout puts around them."""
 
 
@@ -45,9 +43,7 @@ class Bare:
     before: int = field(default=0, init=False)
     stride: int = field(default=2, init=False)
 
-    def around(
-        self, pairs: Float[Tensor, "batch pairs 2 d"]
-    ) -> Float[Tensor, "batch time d"]:
+    def around(self, pairs: Float[Tensor, "batch pairs 2 d"]) -> Float[Tensor, "batch time d"]:
         """Nothing else."""
         return pairs.flatten(1, 2)
 
@@ -60,9 +56,7 @@ class WithEos:
     before: int = field(default=0, init=False)
     stride: int = field(default=3, init=False)
 
-    def around(
-        self, pairs: Float[Tensor, "batch pairs 2 d"]
-    ) -> Float[Tensor, "batch time d"]:
+    def around(self, pairs: Float[Tensor, "batch pairs 2 d"]) -> Float[Tensor, "batch time d"]:
         """The EOS token after every pair."""
         ends = self.token.expand(*pairs.shape[:2], 1, -1)
         return torch.cat([pairs, ends], 2).flatten(1, 2)
@@ -81,9 +75,7 @@ class WithPrefix:
         """The length of the prefix."""
         return len(self.prefix)
 
-    def around(
-        self, pairs: Float[Tensor, "batch pairs 2 d"]
-    ) -> Float[Tensor, "batch time d"]:
+    def around(self, pairs: Float[Tensor, "batch pairs 2 d"]) -> Float[Tensor, "batch time d"]:
         """The same prefix before every sequence."""
         front = self.prefix.expand(len(pairs), -1, -1)
         return torch.cat([front, self.eos.around(pairs)], 1)
@@ -160,7 +152,7 @@ class FewShot:
     """
 
     name: str
-    teacher: TeacherLaw = Orthogonal()
+    teacher: TeacherLaw = field(default_factory=Orthogonal)
     layout: PairLayout = Bare()
     course: Course = OneTask()
     width: int = 10
