@@ -6,7 +6,8 @@ false transitions from y_i to x_{i+1}; an EOS token between pairs and a prefix b
 while the model is frozen, may tell it so (von Oswald et al. 2023, few-shot learning).
 Test statistic: the share of what least squares gains over predicting nothing, over the last third
 of the pairs, of the layout with the lowest loss on sequences of its own. Without pairs nothing can
-be gained, since every W is as likely as -W. Refuted if nothing is gained in any layout.
+be gained, since every W is as likely as -W. Refuted if nothing is gained in any layout, unless the
+sequences are longer than those of the model's task: then positions may be what it fails on.
 Controls: the twin with permuted weights, with tokens tuned on it as long; and an untuned EOS token.
 Cost: tuning of two tokens on two models, a few minutes on one core.
 """
@@ -95,12 +96,14 @@ class FewShotLearning:
 
     def _finding(self, measured: Measurement, usual: int) -> Finding:
         reading = Reading(measured)
-        outcome = _outcome(reading)
+        longest = replace(measured.task, layout=measured.subject.prefix.layout).length
+        beyond = longest > usual
+        outcome = _outcome(reading, beyond)
         return Finding(
             analysis=self.name,
             question=self.question,
             outcome=outcome,
-            statement=_statement(reading) + _beyond(measured, usual),
+            statement=_statement(reading) + (_warning(longest, usual) if beyond else ""),
             metrics=_metrics(reading, self.budget),
             controls=_controls(reading),
             does_not_show="Learning from pairs does not show by which algorithm. A model that "
@@ -111,14 +114,17 @@ class FewShotLearning:
         )
 
 
-def _outcome(reading: Reading) -> Outcome:
-    """Learning is a falling loss and half of what can be gained; the twin must gain nothing."""
+def _outcome(reading: Reading, beyond: bool) -> Outcome:
+    """Learning is a falling loss and half of what can be gained; the twin must gain nothing.
+
+    Failure on sequences beyond the usual length may be one of positions: it decides nothing.
+    """
     if reading.most_of_twin.hi > NOTHING_LEARNED:
         return "inconclusive"
     if reading.falls.hi < FALLS and reading.gain(reading.best).lo > LEARNS:
         return "supports"
     nothing = all(reading.gain(arm).hi < NOTHING_LEARNED for arm in ARMS)
-    return "contradicts" if nothing else "inconclusive"
+    return "contradicts" if nothing and not beyond else "inconclusive"
 
 
 def _statement(reading: Reading) -> str:
@@ -127,8 +133,8 @@ def _statement(reading: Reading) -> str:
         f"After {reading.late.start} of {task.pairs} pairs the frozen model, {NAMES[best]}, gains "
         f"{_percent(reading.gain(best))} of what least squares gains"
     ]
-    for arm, words in ((EOS, "the EOS token"), (PREFIX, "EOS and prefix")):
-        parts.append(f"{words} remove {_percent(reading.removed(arm))} of the bare excess")
+    for arm, words in ((EOS, "the EOS token removes"), (PREFIX, "EOS and prefix remove")):
+        parts.append(f"{words} {_percent(reading.removed(arm))} of the bare excess")
     shown = task.pairs - reading.measured.after
     parts.append(
         f"after a task switch it needs {_pairs(reading.recovery(best), shown)} to come near least "
@@ -140,11 +146,7 @@ def _statement(reading: Reading) -> str:
     return "; ".join(parts) + "."
 
 
-def _beyond(measured: Measurement, usual: int) -> str:
-    """A warning where the model may never have seen such positions."""
-    longest = replace(measured.task, layout=measured.subject.prefix.layout).length
-    if longest <= usual:
-        return ""
+def _warning(longest: int, usual: int) -> str:
     return f" Sequences of its task have {usual} tokens, these up to {longest}."
 
 
@@ -262,11 +264,11 @@ def _figure(measured: Measurement) -> Figure:
     for title, learners in (("one task", measured.single), ("task switch", measured.switch)):
         lines = [_series(learners[arm], NAMES[arm]) for arm in ARMS]
         lines += [_series(learners[name], NAMES[name], "theory") for name in theory[title]]
-        lines.append(_series(learners[RANDOM], NAMES[RANDOM], "control"))
         switch = measured.after
         spans = (Span("task switch", switch, switch, switch),) if title == "task switch" else ()
         if title == "one task":
             twin = measured.control[measured.twin.best]
+            lines.append(_series(learners[RANDOM], NAMES[RANDOM], "control"))
             lines.append(_series(twin, "permuted twin, its best layout", "control"))
         charts.append(
             LineChart(
