@@ -40,7 +40,6 @@ from probe.models.attention import BidirectionalAttention
 from probe.progress import Phases
 from probe.statistics import Interval
 from probe.tasks.base import Task
-from probe.tasks.few_shot import FewShot
 from probe.tasks.linear_dynamics import LinearDynamics, RawTokens
 
 Role = Literal["model", "theory", "control"]
@@ -76,9 +75,8 @@ class FewShotLearning:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """A way to read pairs as tokens, or room for them."""
-        raw = isinstance(task, LinearDynamics) and isinstance(task.layout, RawTokens)
-        if not (raw or isinstance(task, FewShot)):
-            return "pairs as tokens need a task of raw linear dynamics or few-shot pairs"
+        if not (isinstance(task, LinearDynamics) and isinstance(task.layout, RawTokens)):
+            return "pairs as tokens need a model of linear dynamics on raw tokens"
         config = subject.model.config
         if any(isinstance(block.attention, BidirectionalAttention) for block in config.blocks):
             return "its attention sees later tokens, so it would see the answers"

@@ -135,10 +135,9 @@ def test_the_bits_do_not_depend_on_the_batch_size() -> None:
 @pytest.mark.parametrize(
     ("task", "reason"),
     [
-        ("linear-constructed", "raw linear dynamics"),
-        ("partial", "raw linear dynamics"),
+        ("linear-constructed", "linear dynamics on raw tokens"),
+        ("partial", "linear dynamics on raw tokens"),
         ("linear", "few-shot sequences have up to 200 tokens; it has 96 positions"),
-        ("few-shot", "it has 96 positions"),
     ],
 )
 def test_who_cannot_be_asked_is_told_why(task: str, reason: str) -> None:

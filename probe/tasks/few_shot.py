@@ -2,10 +2,12 @@
 
 As von Oswald et al. 2023 (section on in-context learning) use their sequence models: bare, with an
 EOS token after every pair, or with a prefix before them as well. The matrix may change on the way.
+The tasks have no names for users, since a response is read over runs of positions that all ask
+something, and here only every second or third position does; `probe.few_shot` reads them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -243,10 +245,3 @@ class FewShot:
     def params(self) -> Mapping[str, object]:
         """All fields but the name, and the number of tokens."""
         return {**describe(self), "length": self.length}
-
-
-_SINGLE = FewShot("few-shot")
-NAMED = {
-    _SINGLE.name: _SINGLE,
-    "few-shot-switch": replace(_SINGLE, name="few-shot-switch", course=TaskSwitch(20)),
-}
