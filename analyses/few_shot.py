@@ -191,6 +191,11 @@ def _metrics(reading: Reading, budget: Budget) -> dict[str, Metric]:
     for learner in (*ARMS, procedure.NO_RESET, procedure.FORGETTING):
         words = f"{NAMES[learner]}: {_recovery_words(reading.measured)}"
         state(f"pairs_to_recover_{learner}", reading.recovery(learner), words)
+    subject = reading.measured.subject
+    for arm, tuned in ((EOS, subject.eos), (PREFIX, subject.prefix)):
+        words = f"{NAMES[arm]}: mean loss over all pairs of {budget.checked} sequences of their own"
+        found[f"check_{arm}_start"] = Metric(tuned.start, f"{words}, before the first step")
+        found[f"check_{arm}"] = Metric(tuned.check, f"{words}, of the tokens that are kept")
     found["tuning_steps"] = Metric(budget.steps, "steps of Adam for each of EOS and prefix")
     return found
 
