@@ -1,0 +1,4 @@
+"""Nonlinear dynamics without normalisation, and a model whose first MLP computes the features."""
+
+
+
