@@ -4,7 +4,7 @@ Hypothesis: the predictions are C f(G) phi(s_t) with the moments of pairs (phi(s
 the features phi that the task's teacher acts on, and an early layer writes phi into the stream.
 Test statistic: held-out R^2 of the free response in phi, and what it gains over the raw inputs and
 over every rival, paired by block; for the layer, the share that a linear map of its stream decodes
-of what neither the embedding nor a twin with permuted weights does.
+of what neither the embedding nor twins with permuted weights do.
 Refuted if a rival is as good, or if predictions do not follow the pairs in phi at all.
 Costs two passes over at most 512 sequences, and an eigendecomposition per candidate at every sixth
 position.
@@ -20,12 +20,13 @@ import pandas as pd
 from probe.analysis import Bench
 from probe.checkpoints.base import Subject
 from probe.feature_study import FeatureStudy, Losses, candidates_of, has_features, study
+from probe.features import TWINS
 from probe.findings import Figure, Finding, IntervalChart, LineChart, Metric, Outcome, Series, Table
 from probe.rule import Thresholds
 from probe.statistics import Interval, bootstrap_interval
 from probe.tasks.base import Task
 from probe.tasks.partial_observation import DepthChoice
-from probe.views import ANOTHER, SUBJECT, TWIN
+from probe.views import ANOTHER, SUBJECT
 
 OWN, RAW = 0, 1
 LINEAR = "the task is linear in its observations"
@@ -120,12 +121,13 @@ def _statement(found: FeatureStudy, reading: Reading) -> str:
 def _where(found: FeatureStudy) -> str:
     own, i = found.candidates.own.name, found.holds
     if i is None:
-        return f"No layer's stream holds {own} above what raw inputs and a twin give."
-    now, twin = found.decoded(SUBJECT), found.decoded(TWIN)
+        return f"No layer's stream holds {own} above what raw inputs and twins give."
+    now, twin = found.decoded(SUBJECT), found.decoded(found.best_twin(i))
     return (
         f"The stream first holds {own} after {found.sites[i].part}: decoded with R^2 "
         f"{now[i].value:.2f}, against {now[max(i - 1, 0)].value:.2f} before it and "
-        f"{twin[i].value:.2f} in a twin with permuted weights."
+        f"{twin[i].value:.2f} in the best twin with permuted "
+        "weights."
     )
 
 
@@ -176,7 +178,7 @@ def _metrics(found: FeatureStudy) -> dict[str, Metric]:
         share = bootstrap_interval(partial(found.decodability.above_controls, site=i))
         metrics["decoded_above_controls"] = Metric.of(
             share,
-            f"share decoded after {found.sites[i].part} of what the embedding and the twin leave",
+            f"share decoded after {found.sites[i].part} of what the embedding and all twins leave",
         )
     if found.losses and found.candidates.choice:
         metrics["chosen_depth"] = Metric(
@@ -200,7 +202,7 @@ def _controls(found: FeatureStudy) -> dict[str, Metric]:
             found.planted.r2(OWN), f"R^2 in {own} of a mesa-layer on {own}: must be 1"
         ),
     }
-    for view in (TWIN, ANOTHER):
+    for view in (found.best_twin(most), ANOTHER):
         controls[f"decoded {view}"] = Metric.of(
             found.decoded(view)[most],
             f"R^2 of {own} decoded after {found.sites[most].part}; view {view}",
@@ -210,7 +212,7 @@ def _controls(found: FeatureStudy) -> dict[str, Metric]:
 
 def _tables(found: FeatureStudy) -> Iterator[Table]:
     yield Table("features", pd.DataFrame(list(_response_rows(found))))
-    views = {view: found.decoded(view) for view in (SUBJECT, TWIN, ANOTHER)}
+    views = {view: found.decoded(view) for view in (SUBJECT, *TWINS, ANOTHER)}
     yield Table(
         "feature_decoding",
         pd.DataFrame(
@@ -309,7 +311,8 @@ def _group(found: FeatureStudy, name: str) -> str:
 
 
 def _decoding_chart(found: FeatureStudy) -> LineChart:
-    labels = {SUBJECT: "model", TWIN: "permuted twin", ANOTHER: "another sequence"}
+    twin = found.best_twin(found.most)
+    labels = {SUBJECT: "model", twin: "permuted twin", ANOTHER: "another sequence"}
     places = [site.depth for site in found.sites]
     series = []
     for view, label in labels.items():
@@ -330,7 +333,8 @@ def _decoding_chart(found: FeatureStudy) -> LineChart:
         "features_decoding",
         f"Where the stream holds {found.candidates.own.name}",
         "Held-out R^2 of a linear map from the stream. Layer 0 is the embedding, half layers lie "
-        "between attention and MLP. The twin shows what random weights of the same size give, "
+        "between attention and MLP. The twin, the best of three, shows what random weights of the "
+        "same size give, "
         "the features of another sequence what a constant gives.",
         "layer",
         "R^2",

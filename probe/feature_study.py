@@ -13,6 +13,7 @@ from probe.analysis import Bench
 from probe.capture import capture, predictor_only
 from probe.extensions import ExtensionStage, Responses, places_of
 from probe.features import (
+    TWINS,
     Decodability,
     Decoded,
     DecodingStage,
@@ -28,7 +29,7 @@ from probe.features import (
 )
 from probe.models.transformer import SequenceTransformer
 from probe.ridge import RidgeFit
-from probe.statistics import Interval, bootstrap_interval, mean_per_sequence
+from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import PILOT, Batch, Context, Measured, Plan, Results, Stage, Sums, Sweep
 from probe.tasks.base import Task
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
@@ -38,7 +39,7 @@ from probe.tasks.partial_observation import (
     PartialSequences,
     choose_depth,
 )
-from probe.views import ANOTHER, PLANTED, SUBJECT, TWIN, all_views, permuted_twin
+from probe.views import ANOTHER, PLANTED, SUBJECT, all_views, permuted_twin, seen_as
 
 Progress = Callable[[int, int], None]
 SEQUENCES = 512
@@ -138,6 +139,11 @@ class FeatureStudy:
             return int(self.decodability.errors[SUBJECT].sum(0).argmin())
         return self.holds
 
+    def best_twin(self, site: int) -> str:
+        """The twin that decodes most at a site."""
+        errors = self.decodability.errors
+        return min(TWINS, key=lambda twin: float(errors[twin][:, site].sum()))
+
     def decoded(self, view: str) -> list[Interval]:
         """R^2 of the features decoded at every site."""
         read = partial(self.decodability.r2, view=view)
@@ -180,8 +186,10 @@ def _decode(
     plan: Plan, bench: Bench, decoding: DecodingStage
 ) -> tuple[Float[Tensor, "sites d_model d_feature"], Decodability]:
     """Linear maps from every site to the features, and how well they do."""
-    twin = permuted_twin(bench.subject.model, plan.seed)
-    found = _sweep(plan, bench, (decoding,), lambda done, total: None, {TWIN: twin})
+    few = replace(plan, sequences=max(plan.sequences // 2, 4 * BLOCKS))
+    model, seed = bench.subject.model, plan.seed
+    twins = {name: permuted_twin(model, seed + i) for i, name in enumerate(TWINS)}
+    found = _sweep(few, bench, (decoding,), lambda done, total: None, twins)
     errors = {view: found[decoding, view].sums["error"] for view in decoding.views}
     learned: RidgeFit = found[decoding, SUBJECT].learned
     return learned.weights, Decodability(errors, found[decoding, SUBJECT].sums["energy"])
@@ -227,7 +235,8 @@ def _sweep(
     """One sweep of the subject and of other models beside it."""
     models = {SUBJECT: bench.subject.model, **others}
     views = all_views(bench.setting.ridge)
-    known = {name: views[name] for name in (SUBJECT, PLANTED, ANOTHER, *others)}
+    known = {name: views[name] for name in (SUBJECT, PLANTED, ANOTHER)}
+    known |= {name: seen_as(name) for name in others}
     return Sweep(plan, models, known, capture, progress).run(stages)
 
 

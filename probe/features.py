@@ -24,7 +24,9 @@ from probe.sweep import FOLDS, Batch, Sums
 from probe.tasks.base import shifted
 from probe.tasks.nonlinear_dynamics import Map
 from probe.tasks.partial_observation import delay_embedding
-from probe.views import ANOTHER, SUBJECT, TWIN
+from probe.views import ANOTHER, SUBJECT
+
+TWINS = ("twin 1", "twin 2", "twin 3")  # random features differ in what they happen to hold
 
 
 @runtime_checkable
@@ -259,13 +261,13 @@ class DecodingStage:
         sites: Where the stream is read.
         features: What is decoded.
         window: The judged positions.
-        views: The subject; its twin and the features of another sequence as controls.
+        views: The subject; its twins and the features of another sequence as controls.
     """
 
     sites: tuple[Site, ...]
     features: Features
     window: tuple[int, int]
-    views: tuple[str, ...] = (SUBJECT, TWIN, ANOTHER)
+    views: tuple[str, ...] = (SUBJECT, *TWINS, ANOTHER)
     folds: int = FOLDS
 
     def fit(self, batch: Batch) -> Sums:
@@ -316,10 +318,10 @@ class Decodability:
     def above_controls(
         self, weights: Float[Tensor, "draws blocks"], site: int
     ) -> Float[Tensor, " draws"]:
-        """The share that the subject decodes of what neither control decodes.
+        """The share that the subject decodes of what no control decodes.
 
-        The controls are the embedding, which holds the raw inputs, and the twin at the same site.
+        The controls are the embedding, which holds the raw inputs, and the twins at the same site.
         """
-        raw, twin = self.r2(weights, SUBJECT, 0), self.r2(weights, TWIN, site)
-        controls = torch.maximum(raw, twin)
+        twins = [self.r2(weights, twin, site) for twin in TWINS]
+        controls = torch.stack([self.r2(weights, SUBJECT, 0), *twins]).amax(0)
         return (self.r2(weights, SUBJECT, site) - controls) / (1 - controls)

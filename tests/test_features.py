@@ -22,7 +22,8 @@ from probe.features import (
     sites_of,
 )
 from probe.findings import Finding
-from probe.models.transformer import SequenceTransformer
+from probe.models.attention import KINDS
+from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.pilot import scout
 from probe.planted.features import feature_learner
 from probe.report.figures import render
@@ -75,7 +76,7 @@ def test_features_of_the_first_mlp_are_named_at_its_layer() -> None:
     decoded = found.tables[1].frame.set_index(["site", "view"])["r2"]
     assert decoded["1, MLP", "subject"] > 0.999 > decoded["1, attention", "subject"] + 0.05
     for figure in found.figures:
-        assert render(figure).startswith("<?xml")
+        assert render(figure).startswith("<svg")
 
 
 def test_a_learner_in_wrong_features_is_not_read_in_the_true_ones() -> None:
@@ -86,7 +87,8 @@ def test_a_learner_in_wrong_features_is_not_read_in_the_true_ones() -> None:
 
 
 def test_an_untrained_model_has_no_features() -> None:
-    model = feature_learner(PHI, PLAIN.length, 0.1)
+    blocks = (BlockConfig(KINDS["softmax"](2, 4), d_mlp=24),) * 2
+    model = SequenceTransformer(ModelConfig(4, 12, 4, blocks, projected=True))
     model.initialise(0.3, generator_for(0))
     found = finding(model, PLAIN)
     assert found.outcome == "inconclusive" and found.bearing == ""

@@ -61,13 +61,13 @@ class PlainFeatureMap:
 
     @classmethod
     def from_seed(cls, width: int, hidden: int, seed: int) -> "PlainFeatureMap":
-        """Gaussian matrices, B scaled so that large states shrink to 0.8 of their size in rms."""
+        """Gaussian matrices, B scaled so that large states shrink to 0.4 of their rms."""
         generator = generator_for(seed)
         inner = 1.1 * normal(generator, width, hidden)
         outer = normal(generator, hidden, width)
         large = 100 * normal(generator, 4096, width)
         gain = hidden_layer(large, inner, outer).norm() / large.norm()
-        return cls(inner, 0.8 * outer / gain)
+        return cls(inner, 0.4 * outer / gain)
 
     def another(self, seed: int) -> "PlainFeatureMap":
         """Matrices of the same shapes."""
@@ -146,11 +146,5 @@ class NonlinearDynamics:
 NAMED = {
     "nonlinear": NonlinearDynamics(
         "nonlinear", Orthogonal(), FeatureMap.from_seed(10, hidden=40, seed=0)
-    ),
-    "nonlinear-plain": NonlinearDynamics(
-        "nonlinear-plain",
-        Orthogonal(),
-        PlainFeatureMap.from_seed(10, hidden=40, seed=0),
-        noise=0.3,
     ),
 }
