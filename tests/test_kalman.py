@@ -128,9 +128,6 @@ def test_the_depth_of_least_held_out_loss_is_chosen() -> None:
     assert task.with_chosen_depth(0).depth == choose_depth(task, 0).depth
     assert replace(task, depth=5).with_chosen_depth(0) == task.with_chosen_depth(0)
     assert choose_depth(task, seed=0, deepest=6) == choice
-    # Control: a hidden state that is seen whole needs no delays.
-    whole = PartialObservation("whole", Orthogonal(), hidden=3, observed=3, length=30, noise=1e-4)
-    assert choose_depth(whole, seed=0, deepest=3).depth == 1
 
 
 def test_one_delay_is_the_observation() -> None:
