@@ -24,7 +24,7 @@ from probe.sweep import Batch
 from probe.views import PLANTED, SUBJECT
 
 GAMMAS = (0.99, 0.97, 0.95, 0.9, 0.8)
-POWERS = (-1.0, -0.5, 0.5, 1.0)
+POWERS = (-1.0, -0.6, -0.3, 0.3, 0.6, 1.0)
 POPULATION = 512
 FADED = 100  # how far eigenvalues of weighted pairs fall below those of the task
 

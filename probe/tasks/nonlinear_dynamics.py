@@ -44,7 +44,8 @@ class FeatureMap:
 
     def another(self, seed: int) -> "FeatureMap":
         """Gaussian matrices of the same shapes."""
-        return FeatureMap.from_seed(*self.inner.shape, seed)
+        width, hidden = self.inner.shape
+        return FeatureMap.from_seed(width, hidden, seed)
 
     def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The normalised features of states."""
@@ -71,7 +72,8 @@ class PlainFeatureMap:
 
     def another(self, seed: int) -> "PlainFeatureMap":
         """Matrices of the same shapes."""
-        return PlainFeatureMap.from_seed(*self.inner.shape, seed)
+        width, hidden = self.inner.shape
+        return PlainFeatureMap.from_seed(width, hidden, seed)
 
     def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The features of states."""
