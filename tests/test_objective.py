@@ -69,7 +69,7 @@ def test_forgetting_is_named_with_its_rate() -> None:
     gamma = found.metrics["gamma"]
     assert gamma.lo - 0.01 < 0.9 < gamma.hi + 0.01 and gamma.hi - gamma.lo < 0.03
     assert found.metrics["forgetting_gain"].lo > 0.01
-    assert found.outcome == "inconclusive" and "forgetting by 0.9" in found.statement
+    assert found.outcome == "inconclusive" and "forgetting by 0." in found.statement
     assert "forgetting by" in found.bearing
     assert "whitening" not in found.statement and "weighting" not in found.statement
     # Control: the planted mesa-layer, which forgets nothing.
