@@ -85,7 +85,7 @@ class Readings:
     @property
     def law(self) -> str:
         """The law whose numbers are quoted."""
-        return self.telling[0] if self.telling else OWN
+        return self.telling[0] if self.telling else next(iter(self.found))[0]
 
     def _alike(self, law: str) -> list[float]:
         return self.found[law, SUBJECT].alike(self.thresholds.delta)
@@ -112,7 +112,7 @@ def stage_of(task: Task, low: float, high: float) -> PowerStage:
 
 def _readings(bench: Bench, task: Task) -> dict[str, PowerReading]:
     knots = bench.setting.knots
-    stage = stage_of(task, knots[0], knots[-1])
+    stage = stage_of(task, min(knots[0], bench.setting.ridge) / 3, knots[-1])
     plan = replace(bench.plan, task=task, sequences=min(bench.plan.sequences, SEQUENCES))
     views = all_views(bench.setting.ridge)
     known = {view: views[view] for view in stage.views}

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from probe.problem import InContextProblem
@@ -28,6 +29,7 @@ POWERS = (1.0, 1.5, 2.0, 3.0)
 DRIVEN = 0.13  # for 20 positions of noise add up to the variance 1/3 of uniform states
 LOUD = 0.3
 ROUNDS = 30
+FINE = 1000
 SMOOTH = 1e-3  # residuals below this share of their rms count alike, where p < 2
 
 
@@ -105,7 +107,7 @@ class PowerStage:
 
     Attributes:
         places: The positions.
-        ridges: The candidates for lambda.
+        ridges: The candidates for lambda, ascending.
         powers: The powers.
         views: The subject, and the planted mesa-layer, which minimises squares, as the control.
     """
@@ -128,10 +130,13 @@ class PowerStage:
         }
 
     def learn(self, sums: Sums) -> PowerFit:
-        """Lambda of least error, and the least-squares size of the step."""
-        best = sums["errors"].sum(0).argmin(1).tolist()
+        """The lambda of least error, between the candidates, and the best size of the step."""
+        logs = torch.tensor(self.ridges, dtype=torch.float64).log()
+        fine = torch.linspace(float(logs[0]), float(logs[-1]), FINE, dtype=torch.float64)
+        curves = CubicSpline(logs.numpy(), sums["errors"].sum(0).log().T.numpy())
+        best = torch.from_numpy(curves(fine.numpy())).argmin(0)
         rates = sums["along"].sum(0) / sums["square"].sum(0)
-        return PowerFit(tuple(self.ridges[i] for i in best), tuple(rates.tolist()))
+        return PowerFit(tuple(fine[best].exp().tolist()), tuple(rates.tolist()))
 
     def test(self, batch: Batch, learned: PowerFit) -> Sums:
         """Errors by block, kind and power, and the energy of the predictions."""

@@ -23,7 +23,7 @@ DYNAMICS = LinearDynamics("dynamics", Orthogonal(), width=3, length=16)
 def finding(predictor: Predictor, law: str = NOISY) -> Finding:
     task = louder(DYNAMICS) if law == NOISY else DYNAMICS
     plan = Plan(task, 256, 0, workers=1)
-    stage = PowerStage((5, 8, 11), (0.05, 0.2))
+    stage = PowerStage((5, 8, 11), (0.02, 0.06, 0.18, 0.54))
     views = {
         SUBJECT: lambda context, captures: (context, predictor_only(predictor(context).float())),
         PLANTED: all_views(0.1)[PLANTED],
