@@ -162,6 +162,8 @@ def _statement(readings: Readings, model: PowerReading) -> str:
     free += f"{model.fitted.hi:.2f}]"
     if len(readings.alike) != 1:
         names = ", ".join(f"{one:g}" for one in readings.alike) or "no power under both laws"
+        worse = [f"{one:g}" for one in model.powers if one not in readings.alike]
+        names += f", not for {', '.join(worse)}" if readings.alike and worse else ""
         return (
             f"Cannot tell: the {kind} of sum_j |v_j - W k_j|^p explains the predictions alike for "
             f"p = {names} ({where}; {free})."
