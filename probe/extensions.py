@@ -1,195 +1,165 @@
-"""Objectives beside plain least squares: pairs that fade with age, and a fixed preconditioner.
+"""The response of the output on problems that are posed otherwise: other objectives or features.
 
-A learner that forgets weights the pair j by gamma^(t - j) in G_t and C_t. A learner with a fixed
-preconditioner P predicts C P^(1/2) f(P^(1/2) G P^(1/2)) P^(1/2) q; Ahn et al. 2023 (theorem 1)
-find the inverse covariance of the inputs for P in trained linear attention, which whitens keys and
-queries. Under each objective the response f is fitted anew.
+Every posing has moments, queries and so a spectrum of its own; the response f is fitted anew under
+each, at some of the judged positions and on some of the sequences.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.analysis import Setting
 from probe.columns import Columns
-from probe.problem import InContextProblem, PrefixMoments, spectrum
-from probe.response import FINE, hat_features, log_knots
-from probe.sampling import generator_for
+from probe.problem import Spectrum
+from probe.response import FINE, hat_features
 from probe.solvers.base import Fitted, Quadratic
-from probe.sweep import Batch, Sums
-from probe.views import PLANTED, SUBJECT
+from probe.statistics import Interval, bootstrap_interval, share_explained
+from probe.sweep import Batch, Measured, Sums
+from probe.views import SUBJECT
 
-GAMMAS = (0.99, 0.97, 0.95, 0.9, 0.8)
-POPULATION = 512
-EVERY = 3  # neighbouring positions hold nearly the same pairs
-FADED = 100  # how far eigenvalues of faded pairs fall below those of the task
 LEAST_SHARE = 0.25  # of the sequences: 64 of a shard of 256, one for every block
 ENOUGH = 512  # sequences of each split
+Places = tuple[int, ...]
+
+
+def enough(sequences: int) -> float:
+    """The share of the sequences of a run that these responses look at."""
+    return min(1.0, max(LEAST_SHARE, 2 * ENOUGH / sequences))
+
+
+def places_of(window: tuple[int, int], every: int) -> Places:
+    """Every so many positions of a window: neighbouring ones hold nearly the same pairs."""
+    return tuple(range(*window, every))
 
 
 @runtime_checkable
-class Objective(Protocol):
-    """What a learner minimises, as moments and queries of its own."""
+class Posing(Protocol):
+    """One way to pose the in-context problem of a batch."""
 
     @property
     def name(self) -> str:
-        """The objective in words."""
-
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """G_t and C_t of this objective."""
-
-    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
-        """The queries that belong to them, in float64."""
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """The sum of gamma^(t - j) |v_j - W k_j|^2; plain least squares for gamma = 1."""
-
-    gamma: float
+        """The way in words."""
 
     @property
-    def name(self) -> str:
-        """With its constant."""
-        return f"forgetting {self.gamma:g}" if self.gamma < 1 else "plain"
+    def knots(self) -> tuple[float, ...]:
+        """The knots of its response."""
 
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """By the recursion G_t = gamma G_{t-1} + k_t k_t^T, which never divides."""
-        keys, values = problem.keys.double(), problem.values.double()
-        pairs = torch.cat([keys, values], -1)
-        faded = pairs.new_zeros(len(keys), pairs.shape[-1], keys.shape[-1])
-        sums = []
-        for pair, key in zip(pairs.unbind(1), keys.unbind(1), strict=True):
-            faded = self.gamma * faded + pair[..., :, None] * key[..., None, :]
-            sums.append(faded)
-        gram, cross = torch.stack(sums, 1).split([keys.shape[-1], values.shape[-1]], dim=2)
-        return PrefixMoments(gram, cross)
-
-    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
-        """As they are."""
-        return problem.queries.double()
-
-
-@dataclass(frozen=True)
-class Preconditioned:
-    """Plain least squares on keys and queries that a matrix P^(1/2) has changed.
-
-    Attributes:
-        root: P^(1/2), row by row.
-    """
-
-    root: tuple[tuple[float, ...], ...]
-    name: str = "preconditioned"
-
-    @cached_property
-    def _matrix(self) -> Tensor:
-        return torch.tensor(self.root, dtype=torch.float64)
-
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """P^(1/2) G P^(1/2) and C P^(1/2)."""
-        plain = Forgetting(1.0).moments(problem)
-        root = self._matrix
-        return PrefixMoments(root @ plain.gram @ root, plain.cross @ root)
-
-    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
-        """P^(1/2) q."""
-        return problem.queries.double() @ self._matrix
-
-
-def whitening(keys: Float[Tensor, "rows d_k"]) -> Float[Tensor, "d_k d_k"]:
-    """Sigma^(-1/2) of the keys' second moment, scaled so that their mean square stays the same.
-
-    Directions below a millionth of the largest variance are left as small as they are.
-    """
-    keys = keys.double()
-    variances, basis = torch.linalg.eigh(keys.mT @ keys / len(keys))
-    kept = variances.clamp(min=1e-6 * float(variances[-1]))
-    scale = (variances.mean() / (variances / kept).mean()).sqrt()
-    return scale * (basis / kept.sqrt()) @ basis.mT
-
-
-def objectives(setting: Setting) -> tuple[Objective, ...]:
-    """Plain least squares, forgetting at several rates, and the whitening of the task's keys.
-
-    The covariance is that of the population, from sequences that no split holds.
-    """
-    task = setting.task
-    problem = task.problem(task.sample(POPULATION, generator_for(0, 5, POPULATION)))
-    keys = problem.keys.flatten(0, 1)
-    root = whitening(keys[keys.ne(0).any(-1)])
-    rows = tuple(tuple(row) for row in root.tolist())
-    return (*(Forgetting(gamma) for gamma in (1.0, *GAMMAS)), Preconditioned(rows))
+    def spectrum(self, batch: Batch, places: Places) -> Spectrum:
+        """Its moments in their eigenbases, with its queries, at the positions asked for."""
 
 
 @dataclass(frozen=True)
 class ExtensionStage:
-    """The response of the output under every objective, at every third judged position.
+    """The response of the output under every posing.
 
     Attributes:
-        objectives: The objectives, plain least squares first.
-        window: The judged positions.
-        knots: The knots of the response.
+        posings: The posings.
+        places: The positions.
         step_bound: The largest step of gradient descent.
         share: The share of the sequences that it looks at.
-        views: The subject, and the planted mesa-layer as the control.
+        views: The views; those that share a context share the columns of the first.
     """
 
-    objectives: tuple[Objective, ...]
-    window: tuple[int, int]
-    knots: tuple[float, ...]
+    posings: tuple[Posing, ...]
+    places: Places
     step_bound: float
     share: float
-    views: tuple[str, ...] = (SUBJECT, PLANTED)
+    views: tuple[str, ...] = (SUBJECT,)
     folds: int = 1
 
     def fit(self, batch: Batch) -> Sums:
         """Products of hats and output, summed over the sequences."""
-        found = self._products(batch)
+        found = self._products(batch.head(self.share))
         return {"gram": found.sum(0), "rows": torch.tensor(float(len(found)))}
 
     def learn(self, sums: Sums) -> tuple[tuple[Fitted, ...], ...]:
-        """The spectral families under each objective."""
-        columns = Columns(self.knots, ())
-        rows = int(sums["rows"].sum()) * len(range(*self.window, EVERY))
+        """The spectral families under each posing."""
+        rows = int(sums["rows"].sum()) * len(self.places)
         forms = [
             Quadratic(gram[:FINE, :FINE], gram[:FINE, FINE], float(gram[FINE, FINE]))
             for gram in sums["gram"].sum(0)
         ]
-        return tuple(columns.fit(form, rows, self.step_bound) for form in forms)
+        return tuple(
+            Columns(posing.knots, ()).fit(form, rows, self.step_bound)
+            for posing, form in zip(self.posings, forms, strict=True)
+        )
 
     def test(self, batch: Batch, learned: tuple[tuple[Fitted, ...], ...]) -> Sums:
-        """The same products by block."""
-        return {"gram": batch.head(self.share).by_block(self._products(batch))}
+        """The same products by block, and the distance of the output from the oracle."""
+        seen = batch.head(self.share)
+        places = list(self.places)
+        distance = (seen.capture.output - seen.context.problem.oracle)[:, places].double()
+        return {
+            "gram": seen.by_block(self._products(seen)),
+            "from_oracle": seen.by_block(distance.square().sum((1, 2))),
+        }
 
-    def _products(self, batch: Batch) -> Float[Tensor, "batch objectives columns columns"]:
-        """Per sequence: X^T X of the hats under each objective with the output beside them."""
-        hats = batch.context.once(self, lambda: self._hats(batch.head(self.share).context.problem))
-        said = batch.capture.output[: len(hats[0]), slice(*self.window, EVERY), :, None].float()
+    def _products(self, batch: Batch) -> Float[Tensor, "batch posings columns columns"]:
+        """Per sequence: X^T X of the hats under each posing with the output beside them."""
+        hats = batch.context.once(self, lambda: self._hats(batch))
+        said = batch.capture.output[:, list(self.places), :, None].float()
         joined = [torch.cat([part, said], -1).flatten(1, 2) for part in hats]
         return torch.stack([part.mT @ part for part in joined], 1).double()
 
-    def _hats(self, problem: InContextProblem) -> list[Tensor]:
-        places = slice(*self.window, EVERY)
-        knots = torch.tensor(self.knots, dtype=torch.float64)
-        hats = []
-        for objective in self.objectives:
-            moments, queries = objective.moments(problem), objective.queries(problem)
-            here = PrefixMoments(moments.gram[:, places], moments.cross[:, places])
-            hats.append(hat_features(spectrum(here, queries[:, places]), knots))
-        return hats
+    def _hats(self, batch: Batch) -> list[Tensor]:
+        return [
+            hat_features(
+                posing.spectrum(batch, self.places),
+                torch.tensor(posing.knots, dtype=torch.float64),
+            )
+            for posing in self.posings
+        ]
 
 
-def extension_stage(setting: Setting) -> ExtensionStage:
-    """The stage of a task; its knots reach down to the eigenvalues of faded pairs."""
-    knots = log_knots(setting.knots[3] / FADED, setting.knots[-1])
-    return ExtensionStage(
-        objectives(setting),
-        setting.windows.judged,
-        tuple(knots.tolist()),
-        setting.step_bound,
-        min(1.0, max(LEAST_SHARE, 2 * ENOUGH / setting.sequences)),
-    )
+@dataclass(frozen=True)
+class Responses:
+    """What the stage measured through one view, as scores of its posings.
+
+    Attributes:
+        stage: The stage.
+        measured: Its learned families and test sums.
+    """
+
+    stage: ExtensionStage
+    measured: Measured
+
+    def member(self, place: int, family: str = "spline") -> Fitted:
+        """The member of a family of least error on the fit split."""
+        members: tuple[Fitted, ...] = self.measured.learned[place]
+        return min((m for m in members if m.family == family), key=lambda m: m.error)
+
+    def families(self, place: int) -> list[str]:
+        """The families that were fitted under a posing."""
+        return list(dict.fromkeys(member.family for member in self.measured.learned[place]))
+
+    def errors(
+        self, place: int, curves: Float[Tensor, "curves knots"]
+    ) -> Float[Tensor, "blocks curves"]:
+        """Summed squared error on the test split of any curves of shrinkage."""
+        gram = self.measured.sums["gram"][:, place]
+        weights = torch.nn.functional.pad(curves, (0, 1), value=-1.0)
+        return torch.einsum("rc,bcd,rd->br", weights, gram, weights)
+
+    def error(self, place: int, family: str = "spline") -> Float[Tensor, " blocks"]:
+        """Of the fitted member."""
+        return self.errors(place, self.member(place, family).weights[None])[:, 0]
+
+    @property
+    def energy(self) -> Float[Tensor, " blocks"]:
+        """Summed squares of the output."""
+        return self.measured.sums["gram"][:, 0, FINE, FINE]
+
+    def r2(self, place: int, family: str = "spline") -> Interval:
+        """1 - sum |y - yhat|^2 / sum |y|^2."""
+        return share_explained(self.error(place, family), self.energy)
+
+    def error_r2(self, place: int, family: str = "spline") -> Interval:
+        """1 - sum |y - yhat|^2 / sum |y - oracle|^2."""
+        return share_explained(self.error(place, family), self.measured.sums["from_oracle"])
+
+    def gain(self, place: int, over: int) -> Interval:
+        """R^2 of the free response of one posing minus that of another, paired by block."""
+        difference = self.error(over) - self.error(place)
+        return bootstrap_interval(lambda weights: (weights @ difference) / (weights @ self.energy))

@@ -9,16 +9,19 @@ from planted_predictors import Predictor
 from analyses.objective import ObjectiveAnalysis
 from probe.analysis import Setting
 from probe.capture import capture, predictor_only
-from probe.extensions import (
+from probe.findings import Finding
+from probe.objectives import (
     Forgetting,
     Objective,
+    PowerWeighted,
     Preconditioned,
-    extension_stage,
+    Under,
+    objective_stage,
     whitening,
 )
-from probe.findings import Finding
 from probe.pilot import scout
 from probe.problem import prefix_moments, spectrum
+from probe.profiles import Profile
 from probe.sampling import generator_for, normal
 from probe.solvers import gradient_descent, ridge
 from probe.sweep import Context, Plan, Sweep
@@ -45,7 +48,7 @@ def under(objective: Objective, curve: Curve) -> Predictor:
 
 
 def finding(task: Task, predictor: Callable[[Setting], Predictor]) -> Finding:
-    plan = Plan(task, 512, 0, workers=1)
+    plan = Plan(task, 256, 0, workers=1)
     setting = scout(plan, 1)
     chosen = predictor(setting)
     views = {
@@ -63,12 +66,46 @@ def steps(setting: Setting) -> Curve:
 
 def test_forgetting_is_named_with_its_rate() -> None:
     found = finding(DYNAMICS, lambda setting: under(Forgetting(0.9), steps(setting)))
-    assert found.metrics["gamma"].value == 0.9
+    gamma = found.metrics["gamma"]
+    assert gamma.lo - 0.01 < 0.9 < gamma.hi + 0.01 and gamma.hi - gamma.lo < 0.03
     assert found.metrics["forgetting_gain"].lo > 0.01
-    assert found.outcome == "inconclusive" and "forgetting by 0.9" in found.statement
-    assert "whitening" not in found.statement
+    assert found.outcome == "inconclusive" and "forgetting by 0." in found.statement
+    assert "forgetting by" in found.bearing
+    assert "whitening" not in found.statement and "weighting" not in found.statement
     # Control: the planted mesa-layer, which forgets nothing.
     assert abs(found.controls["forgetting_gain (planted mesa-layer)"].value) < 1e-3
+
+
+def test_a_rate_between_those_of_the_grid_is_found() -> None:
+    found = finding(DYNAMICS, lambda setting: under(Forgetting(0.93), steps(setting)))
+    assert found.metrics["gamma"].value == pytest.approx(0.93, abs=0.007)
+    assert found.controls["gamma (planted mesa-layer)"].value == pytest.approx(1.0, abs=0.003)
+
+
+@pytest.mark.parametrize("power", [-0.75, 0.7])
+def test_weights_by_position_are_named_with_their_power(power: float) -> None:
+    found = finding(DYNAMICS, lambda setting: under(PowerWeighted(power), steps(setting)))
+    assert found.metrics["weight_power"].value == pytest.approx(power, abs=0.05)
+    assert found.metrics["weighting_gain"].lo > 0.01
+    assert "weighting pairs by j^a" in found.statement
+    assert abs(found.controls["weight_power (planted mesa-layer)"].value) < 0.1
+
+
+def test_the_penalty_of_ridge_is_found_and_that_of_descent_is_no_minimum() -> None:
+    solved = finding(DYNAMICS, lambda setting: under(PLAIN, lambda mu: ridge.shrinkage(mu, 0.1)))
+    penalty = solved.metrics["lambda"]
+    assert penalty.lo * 0.97 < 0.1 < penalty.hi * 1.03 and penalty.hi < 1.2 * penalty.lo
+    assert "the minimum of sum_j |v_j - W k_j|^2 + lambda |W|^2, lambda = 0.1" in solved.statement
+    # Least squares without noise has the same minimum whatever its weights.
+    assert "Nothing that was tried is excluded" in solved.statement
+    step = finding(
+        DYNAMICS,
+        lambda setting: under(
+            PLAIN, lambda mu: gradient_descent.shrinkage(mu, 1, 0.5 * setting.step_bound)
+        ),
+    )
+    assert "Excluded: forgetting by" in step.statement
+    assert "It descends on" in step.statement and step.metrics["beyond_ridge"].lo > 0.01
 
 
 @pytest.mark.parametrize("task", [DYNAMICS, SKEWED])
@@ -83,9 +120,9 @@ def test_plain_learners_need_neither(task: Task) -> None:
 
 def test_a_preconditioner_is_named() -> None:
     def predictor(setting: Setting) -> Predictor:
-        *_, whitened = extension_stage(setting).objectives
-        assert isinstance(whitened, Preconditioned)
-        return under(whitened, steps(setting))
+        whitened = objective_stage(setting).posings[-1]
+        assert isinstance(whitened, Under) and isinstance(whitened.objective, Preconditioned)
+        return under(whitened.objective, steps(setting))
 
     found = finding(SKEWED, predictor)
     assert found.metrics["preconditioner_gain"].lo > 0.05
@@ -119,6 +156,35 @@ def test_moments_that_fade_are_weighted_sums() -> None:
     assert torch.allclose(PLAIN.moments(problem).gram, plain.gram)
     assert torch.allclose(PLAIN.moments(problem).cross, plain.cross)
     assert not torch.allclose(moments.gram, plain.gram)  # Control.
+
+
+def test_moments_of_weighted_pairs_are_weighted_sums() -> None:
+    problem = DYNAMICS.problem(DYNAMICS.sample(3, generator_for(0)))
+    keys, values = problem.keys.double(), problem.values.double()
+    moments = PowerWeighted(0.5).moments(problem)
+    weight = torch.arange(24, dtype=torch.float64) ** 0.5
+    weight = weight / weight[1:].mean()
+    for t in (1, 7, 23):
+        some = slice(1, t + 1)
+        gram = torch.einsum("j,bji,bjk->bik", weight[some], keys[:, some], keys[:, some])
+        cross = torch.einsum("j,bji,bjk->bik", weight[some], values[:, some], keys[:, some])
+        assert torch.allclose(moments.gram[:, t], gram)
+        assert torch.allclose(moments.cross[:, t], cross)
+    assert torch.allclose(PowerWeighted(0.0).moments(problem).gram, prefix_moments(problem).gram)
+    assert not torch.allclose(moments.gram, prefix_moments(problem).gram)  # Control.
+
+
+def test_profiles_find_the_least_error_between_the_points_of_their_grid() -> None:
+    grid = (0.0, 1.0, 2.5, 4.0)
+    places = torch.tensor(grid, dtype=torch.float64)
+    centres = 1.7 + 0.1 * normal(generator_for(0), 64, 1)
+    energy = torch.full((64,), 100.0, dtype=torch.float64)
+    profile = Profile(grid, 1 + (places - centres) ** 2, energy)
+    least = profile.least()
+    assert least.value == pytest.approx(float(centres.mean()), abs=0.01)
+    assert least.lo < 1.7 < least.hi and least.hi - least.lo < 0.1
+    assert profile.excluded(0.01) == [0.0, 4.0]
+    assert profile.excluded(0.1) == []  # Control.
 
 
 def test_whitening_makes_all_directions_alike() -> None:

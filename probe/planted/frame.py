@@ -68,7 +68,7 @@ class Frame:
             (values.double() @ slots.write(name) for name, values in channels.items()),
             start=torch.zeros(task.length if channels else 0, slots.d_model, dtype=torch.float64),
         )
-        front = (_copying(slots, channels["code"]),) if raw else ()
+        front = (copying(slots, channels["code"]),) if raw else ()
         names = ("r", "x") if raw else ("y", "r", "x", "prev")
         written = [slots.write(name) for name in names]
         embed = sum(written[1:], start=written[0]) if raw else torch.cat(written)
@@ -133,7 +133,7 @@ def _frequencies(length: int) -> Float[Tensor, " frequencies"]:
     return 2 * torch.pi * torch.arange(1, count + 1, dtype=torch.float64) / length
 
 
-def _copying(slots: Slots, codes: Float[Tensor, "time code"]) -> Layer:
+def copying(slots: Slots, codes: Float[Tensor, "time code"]) -> Layer:
     """A softmax head that looks at the position before; at the first there is none: prev = 0."""
     omega = _frequencies(len(codes))
     back = torch.stack([omega.cos(), -omega.sin(), omega.sin(), omega.cos()], -1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,17 @@ from probe.sampling import generator_for, normal, uniform
 from probe.tasks.base import Sequences, Windows, growing_windows
 from probe.tasks.linear_dynamics import describe, dynamics_problem
 from probe.tasks.teachers import Orthogonal, TeacherLaw
+
+
+@runtime_checkable
+class Map(Protocol):
+    """A fixed map of states to features."""
+
+    def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The features of states."""
+
+    def another(self, seed: int) -> "Map":
+        """A map of the same kind and shape with other constants."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,11 @@ class FeatureMap:
             1.1 * normal(generator, hidden, width),
         )
 
+    def another(self, seed: int) -> "FeatureMap":
+        """Gaussian matrices of the same shapes."""
+        width, hidden = self.inner.shape
+        return FeatureMap.from_seed(width, hidden, seed)
+
     def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The normalised features of states."""
         mapped = self.unnormalised(states)
@@ -37,8 +54,44 @@ class FeatureMap:
 
     def unnormalised(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """B gelu(A x)."""
-        inner = states @ self.inner.to(states.dtype)
-        return torch.nn.functional.gelu(inner, approximate="tanh") @ self.outer.to(states.dtype)
+        return hidden_layer(states, self.inner, self.outer)
+
+
+@dataclass(frozen=True)
+class PlainFeatureMap:
+    """phi(x) = B gelu(A x), which one MLP computes exactly; it shrinks states on average."""
+
+    inner: Float[Tensor, "width hidden"] = field(repr=False)
+    outer: Float[Tensor, "hidden width"] = field(repr=False)
+
+    @classmethod
+    def from_seed(cls, width: int, hidden: int, seed: int) -> "PlainFeatureMap":
+        """Gaussian matrices, B scaled so that large states shrink to 0.4 of their rms."""
+        generator = generator_for(seed)
+        inner = 1.1 * normal(generator, width, hidden)
+        outer = normal(generator, hidden, width)
+        large = 100 * normal(generator, 4096, width)
+        gain = hidden_layer(large, inner, outer).norm() / large.norm()
+        return cls(inner, 0.4 * outer / gain)
+
+    def another(self, seed: int) -> "PlainFeatureMap":
+        """Matrices of the same shapes."""
+        width, hidden = self.inner.shape
+        return PlainFeatureMap.from_seed(width, hidden, seed)
+
+    def __call__(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The features of states."""
+        return hidden_layer(states, self.inner, self.outer)
+
+
+def hidden_layer(
+    states: Float[Tensor, "*batch width"],
+    inner: Float[Tensor, "width hidden"],
+    outer: Float[Tensor, "hidden width"],
+) -> Float[Tensor, "*batch width"]:
+    """B gelu(A x) with the tanh form of gelu, in the dtype of the states."""
+    hidden = torch.nn.functional.gelu(states @ inner.to(states.dtype), approximate="tanh")
+    return hidden @ outer.to(states.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,7 +100,7 @@ class NonlinearDynamics:
 
     name: str
     teacher: TeacherLaw
-    feature_map: FeatureMap
+    feature_map: Map
     width: int = 10
     length: int = 50
     noise: float = 0.01
@@ -99,5 +152,5 @@ class NonlinearDynamics:
 NAMED = {
     "nonlinear": NonlinearDynamics(
         "nonlinear", Orthogonal(), FeatureMap.from_seed(10, hidden=40, seed=0)
-    )
+    ),
 }

@@ -1,0 +1,190 @@
+"""Objectives beside plain least squares: weighted pairs, and a fixed preconditioner.
+
+A learner that forgets weights the pair j by gamma^(t - j) in G_t and C_t; one that trusts late or
+early pairs more weights it by a power of j. A learner with a fixed
+preconditioner P predicts C P^(1/2) f(P^(1/2) G P^(1/2)) P^(1/2) q; Ahn et al. 2023 (theorem 1)
+find the inverse covariance of the inputs for P in trained linear attention, which whitens keys and
+queries. Under each objective the response f is fitted anew.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.analysis import Setting
+from probe.extensions import ExtensionStage, Places, enough, places_of
+from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
+from probe.response import log_knots
+from probe.sampling import generator_for
+from probe.sweep import Batch
+from probe.views import PLANTED, SUBJECT
+
+GAMMAS = (0.99, 0.97, 0.95, 0.9, 0.8)
+POWERS = (-1.0, -0.6, -0.3, 0.3, 0.6, 1.0)
+POPULATION = 512
+FADED = 100  # how far eigenvalues of weighted pairs fall below those of the task
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a learner minimises, as moments and queries of its own."""
+
+    @property
+    def name(self) -> str:
+        """The objective in words."""
+
+    def moments(self, problem: InContextProblem) -> PrefixMoments:
+        """G_t and C_t of this objective."""
+
+    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
+        """The queries that belong to them, in float64."""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The sum of gamma^(t - j) |v_j - W k_j|^2; plain least squares for gamma = 1."""
+
+    gamma: float
+
+    @property
+    def name(self) -> str:
+        """With its constant."""
+        return f"forgetting {self.gamma:g}" if self.gamma < 1 else "plain"
+
+    def moments(self, problem: InContextProblem) -> PrefixMoments:
+        """By the recursion G_t = gamma G_{t-1} + k_t k_t^T, which never divides."""
+        keys, values = problem.keys.double(), problem.values.double()
+        pairs = torch.cat([keys, values], -1)
+        faded = pairs.new_zeros(len(keys), pairs.shape[-1], keys.shape[-1])
+        sums = []
+        for pair, key in zip(pairs.unbind(1), keys.unbind(1), strict=True):
+            faded = self.gamma * faded + pair[..., :, None] * key[..., None, :]
+            sums.append(faded)
+        gram, cross = torch.stack(sums, 1).split([keys.shape[-1], values.shape[-1]], dim=2)
+        return PrefixMoments(gram, cross)
+
+    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
+        """As they are."""
+        return problem.queries.double()
+
+
+@dataclass(frozen=True)
+class PowerWeighted:
+    """The sum of j^power |v_j - W k_j|^2: late pairs count more for a power above 0, early below.
+
+    Attributes:
+        power: The exponent; weights are scaled to mean 1 over the sequence.
+    """
+
+    power: float
+
+    @property
+    def name(self) -> str:
+        """With its constant."""
+        return f"weights j^{self.power:g}"
+
+    def moments(self, problem: InContextProblem) -> PrefixMoments:
+        """Prefix sums of weighted pairs; the first pair has j = 1."""
+        count = problem.keys.shape[1] - problem.first
+        weights = torch.arange(1, count + 1, dtype=torch.float64) ** self.power
+        root = torch.nn.functional.pad((weights / weights.mean()).sqrt(), (problem.first, 0))
+        keys, values = (part.double() * root[:, None] for part in (problem.keys, problem.values))
+        return prefix_moments(replace(problem, keys=keys, values=values))
+
+    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
+        """As they are."""
+        return problem.queries.double()
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """Plain least squares on keys and queries that a matrix P^(1/2) has changed.
+
+    Attributes:
+        root: P^(1/2), row by row.
+    """
+
+    root: tuple[tuple[float, ...], ...]
+    name: str = "preconditioned"
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return torch.tensor(self.root, dtype=torch.float64)
+
+    def moments(self, problem: InContextProblem) -> PrefixMoments:
+        """P^(1/2) G P^(1/2) and C P^(1/2)."""
+        plain = Forgetting(1.0).moments(problem)
+        root = self._matrix
+        return PrefixMoments(root @ plain.gram @ root, plain.cross @ root)
+
+    def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
+        """P^(1/2) q."""
+        return problem.queries.double() @ self._matrix
+
+
+def whitening(keys: Float[Tensor, "rows d_k"]) -> Float[Tensor, "d_k d_k"]:
+    """Sigma^(-1/2) of the keys' second moment, scaled so that their mean square stays the same.
+
+    Directions below a millionth of the largest variance are left as small as they are.
+    """
+    keys = keys.double()
+    variances, basis = torch.linalg.eigh(keys.mT @ keys / len(keys))
+    kept = variances.clamp(min=1e-6 * float(variances[-1]))
+    scale = (variances.mean() / (variances / kept).mean()).sqrt()
+    return scale * (basis / kept.sqrt()) @ basis.mT
+
+
+def objectives(setting: Setting) -> tuple[Objective, ...]:
+    """Plain least squares, weighted pairs of several kinds, and the whitening of the task's keys.
+
+    The covariance is that of the population, from sequences that no split holds.
+    """
+    task = setting.task
+    problem = task.problem(task.sample(POPULATION, generator_for(0, 5, POPULATION)))
+    keys = problem.keys.flatten(0, 1)
+    root = whitening(keys[keys.ne(0).any(-1)])
+    rows = tuple(tuple(row) for row in root.tolist())
+    fading = (Forgetting(gamma) for gamma in (1.0, *GAMMAS))
+    return (*fading, *map(PowerWeighted, POWERS), Preconditioned(rows))
+
+
+@dataclass(frozen=True)
+class Under:
+    """The task's problem under an objective.
+
+    Attributes:
+        objective: The objective.
+        knots: Knots of the response.
+    """
+
+    objective: Objective
+    knots: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The objective in words."""
+        return self.objective.name
+
+    def spectrum(self, batch: Batch, places: Places) -> Spectrum:
+        """The weighted moments in their eigenbases."""
+        problem = batch.context.problem
+        moments, queries = self.objective.moments(problem), self.objective.queries(problem)
+        at = list(places)
+        here = PrefixMoments(moments.gram[:, at], moments.cross[:, at])
+        return spectrum(here, queries[:, at])
+
+
+def objective_stage(setting: Setting) -> ExtensionStage:
+    """The responses of a task; their knots reach down to the eigenvalues of weighted pairs."""
+    knots = tuple(log_knots(setting.knots[3] / FADED, setting.knots[-1]).tolist())
+    return ExtensionStage(
+        tuple(Under(objective, knots) for objective in objectives(setting)),
+        places_of(setting.windows.judged, every=3),
+        setting.step_bound,
+        enough(setting.sequences),
+        (SUBJECT, PLANTED),
+    )

@@ -1,0 +1,1 @@
+"""Nonlinear dynamics without normalisation, and a model whose first MLP computes the features."""
