@@ -15,6 +15,7 @@ Refuted for a layer whose replacement costs more than LINEAR. Cost: minutes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -22,7 +23,17 @@ from torch import Tensor
 
 from probe.analysis import Bench
 from probe.checkpoints.base import Subject
-from probe.findings import Figure, Finding, HeatMap, LineChart, Metric, Outcome, Series, Table
+from probe.findings import (
+    Figure,
+    Finding,
+    HeatMap,
+    LineChart,
+    Metric,
+    Outcome,
+    Panels,
+    Series,
+    Table,
+)
 from probe.linearization.run import FORMS, WITHOUT, Linearised, linearise
 from probe.linearization.surgery import softmax_layers
 from probe.statistics import Interval, bootstrap_interval, share_explained
@@ -31,6 +42,8 @@ from probe.views import SUBJECT
 
 LINEAR = 1.15  # published: later layers at 60 dimensions cost a factor of 1.03 to 1.15
 IDLE = 1.05  # the loss without the layer
+LAST = 5  # evaluations of the search
+Role = Literal["model", "theory", "control"]
 TOGETHER, NEEDED = 1.25, 2.0  # all at once replaced, and left out
 WORDS = {
     "linear": "linear attention",
@@ -57,11 +70,17 @@ class Replaced:
 
     @property
     def reads(self) -> str:
-        """What the layer is: the simplest that may stand in its place, or "not linear"."""
+        """What the layer is: what stands in its place at little cost, or "not linear".
+
+        A form of linear attention counts where it is better than a map, beyond their intervals.
+        """
         if self.ratio["zero"].hi <= IDLE:
             return "idle"
-        cheap = [way for way in ("map", *FORMS) if self.ratio[way].hi <= LINEAR]
-        return WORDS[cheap[0]] if cheap else "not linear"
+        cheap = [way for way in (*FORMS, "map") if self.ratio[way].hi <= LINEAR]
+        local = self.ratio["map"].lo
+        acting = [way for way in cheap if way in FORMS and self.ratio[way].hi < local]
+        fitting = acting or cheap[-1:]
+        return WORDS[fitting[0]] if fitting else "not linear"
 
 
 class Linearization:
@@ -91,7 +110,7 @@ def conclude(found: Linearised, task: Task) -> Finding:
         question=Linearization.question,
         outcome=_outcome(rows, together, best),
         statement=_statement(found, rows, together, best),
-        metrics=_metrics(rows, together),
+        metrics={**_metrics(rows, together), "search_last_gain": _last_gain(found)},
         controls=_controls(rows, together),
         does_not_show=(
             "That layers which could be linear attention run gradient descent: any algorithm made "
@@ -189,6 +208,16 @@ def _metrics(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[str
     return metrics
 
 
+def _last_gain(found: Linearised) -> Metric:
+    """How far the searches had come."""
+    gains = [
+        one.left[-1 - min(LAST, len(one.left) - 1)] - min(one.left)
+        for layers in found.found.values()
+        for one in layers.values()
+    ]
+    return Metric(max(gains), f"most that a search gained in its last {LAST} evaluations, in R^2")
+
+
 def _controls(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[str, Metric]:
     controls = {}
     for row in rows:
@@ -280,12 +309,12 @@ def _search(found: Linearised) -> Iterator[dict[str, object]]:
 
 
 def _figures(found: Linearised, rows: list[Replaced]) -> tuple[Figure, ...]:
-    figures: tuple[Figure, ...] = (_ratios(rows), *_positions(found))
-    return figures
+    return (_ratios(rows), *_positions(found), _searches(found))
 
 
 def _ratios(rows: list[Replaced]) -> LineChart:
-    roles = {"linear": "model", "averaged": "theory", "map": "control", "zero": "control"}
+    roles: dict[str, Role] = {way: "model" for way in FORMS}
+    roles |= {"map": "control", "zero": "control"}
     return LineChart(
         name="linearization_ratio",
         title="Loss with one softmax layer replaced",
@@ -300,7 +329,37 @@ def _ratios(rows: list[Replaced]) -> LineChart:
     )
 
 
-def _series(rows: list[Replaced], way: str, role: str) -> Series:
+def _searches(found: Linearised) -> Panels:
+    charts = []
+    for form, layers in found.found.items():
+        tried = [one.tried for one in layers.values()]
+        lines = []
+        for start in tried[0]:
+            length = min(len(left[start]) for left in tried)
+            mean = torch.tensor([left[start][:length] for left in tried]).mean(0)
+            lines.append(Series(start, list(range(1, length + 1)), mean.tolist()))
+        charts.append(
+            LineChart(
+                name=f"linearization_search_{form}",
+                title=WORDS[form].capitalize(),
+                caption="",
+                x_label="evaluation",
+                y_label="share of output left",
+                series=tuple(lines),
+            )
+        )
+    return Panels(
+        name="linearization_search",
+        title="The first round of the search, from two starts",
+        caption=(
+            "Share of the layers' output that is left, mean over layers, on the sequences of the "
+            "search. The better start of each layer goes on, with more sequences."
+        ),
+        charts=tuple(charts),
+    )
+
+
+def _series(rows: list[Replaced], way: str, role: Role) -> Series:
     ratios = [row.ratio[way] for row in rows]
     return Series(
         label=WORDS[way],
@@ -308,7 +367,7 @@ def _series(rows: list[Replaced], way: str, role: str) -> Series:
         y=[ratio.value for ratio in ratios],
         lo=[ratio.lo for ratio in ratios],
         hi=[ratio.hi for ratio in ratios],
-        role=role,  # type: ignore[arg-type]
+        role=role,
     )
 
 

@@ -49,7 +49,7 @@ def test_a_layer_of_linear_attention_is_found_from_a_perturbed_start(kind) -> No
     for parameter in begun.parameters():
         parameter.add_(0.1 * normal(generator_for(7), *parameter.shape))
     pairs = Pairs(stream(128, 2), truth(stream(128, 2)))
-    found, left = searched(begun, kind(2, 3), pairs, 150)
+    found, left = searched(begun, kind(2, 3), pairs, 100)
     assert share_left(found, Pairs(fresh, truth(fresh))) < 1e-3
     assert left[-1] < 1e-3 < left[0]
 
@@ -142,7 +142,7 @@ def test_softmax_of_tiny_scores_reads_linear(descent) -> None:
         assert rows.loc[(layer, "linear"), "r2"] > 0.99
         assert rows.loc[(layer, "linear"), "loss_ratio"] == pytest.approx(1, abs=0.02)
         assert rows.loc[(layer, "linear"), "reads"] == "linear attention"
-        assert rows.loc[(layer, "map"), "loss_ratio"] > 1.15
+        assert rows.loc[(layer, "map"), "loss_ratio"] > 1.03
     finding = conclude(descent, find_task(CONSTRUCTED))
     assert finding.metrics["together_linear_ratio"].value < 1.05
     assert finding.bearing.startswith("Its softmax layers 2 and 3 act as linear attention (each")

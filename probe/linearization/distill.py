@@ -148,12 +148,12 @@ def searched(
         gathered = inner.gathered(stream).flatten(2).flatten(0, 1)
         error = added - gathered @ _output_map(gathered.detach(), added)
         lost = error.square().sum() / energy
-        lost.backward()  # type: ignore[no-untyped-call]
+        lost.backward()
         left.append(lost.item())
         return lost
 
     with torch.enable_grad():
-        optimiser.step(share)  # type: ignore[no-untyped-call]
+        optimiser.step(share)
     layer = _moved(inner.requires_grad_(False), kind, place.white)
     gathered = layer.gathered(pairs.stream).flatten(2).flatten(0, 1)
     layer.W_O.copy_(_output_map(gathered, added).view_as(layer.W_O))

@@ -14,7 +14,7 @@ from probe.linearization.distill import Distilled, Kind, Pairs, Round, distil, s
 from probe.linearization.stage import LossStage, ReplacementStage
 from probe.linearization.surgery import softmax_layers, with_layers, without_layers
 from probe.models.attention import AveragedAttention, LinearAttention
-from probe.models.transformer import SequenceTransformer
+from probe.models.transformer import Block, SequenceTransformer
 from probe.progress import Phases
 from probe.sampling import generator_for
 from probe.sweep import FIT, SHARD, Measured, Plan, Sweep
@@ -143,9 +143,10 @@ def _found(
     def run(job: tuple[str, int]) -> Distilled:
         form, layer = job
         own = deepcopy(model)  # hooks of concurrent passes would mix
-        config = own.config.blocks[layer].attention
+        config, block = own.config.blocks[layer].attention, own.blocks[layer]
+        assert isinstance(block, Block)
         return distil(
-            own.blocks[layer].attn,
+            block.attn,
             passing(own, tokens, layer).pairs,
             FORMS[form](config.heads, config.d_head),
             rounds,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.capture import Edit
 from probe.models.attention import Attention
 from probe.moments import Moments
 from probe.ridge import least_squares
@@ -86,7 +87,7 @@ class ReplacementStage:
         site = f"blocks.{layer}.hook_attn_out"
         error, loss, turned = [], [], []
         for instead in self._instead(stream, learned, at):
-            output = runner.resume(stream, layer, {site: lambda _, new=instead: new})
+            output = runner.resume(stream, layer, {site: _always(instead)})
             loss.append(batch.by_block(half_squares(output, targets)))
             left = added - instead.double()
             error.append(batch.by_block(left.square().sum(-1)))
@@ -131,6 +132,10 @@ class LossStage:
         """The loss, summed over sequences and positions."""
         loss = half_squares(batch.capture.output, batch.context.problem.targets)
         return {"loss": batch.by_block(loss)}
+
+
+def _always(new: Tensor) -> Edit:
+    return lambda old: new
 
 
 def half_squares(
