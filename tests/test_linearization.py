@@ -79,7 +79,6 @@ def test_the_output_map_is_the_regression_and_the_search_never_ends_worse() -> N
 
 def test_only_the_named_layers_change(tiny_model) -> None:
     model, tokens = tiny_model("softmax"), stream(4, 5)[..., :3]
-    layer = attention(LinearAttention(2, 4))
     layer = Attention(LinearAttention(2, 4), 6, 0, ()).requires_grad_(False)
     for parameter in layer.parameters():
         parameter.copy_(normal(generator_for(0), *parameter.shape))
@@ -181,3 +180,21 @@ def test_models_without_softmax_are_not_asked(tiny_subject, tiny) -> None:
     asked, task = Linearization(), find_task("linear")
     assert "softmax" in (asked.lacks(tiny_subject, task) or "")
     assert asked.lacks(load(tiny), task) is None
+
+
+@pytest.mark.slow
+def test_the_published_layers_cost_less_after_the_first(paper_data) -> None:
+    subject = load(
+        paper_data / "linear_seq_fully" / "model_sm_7l_fullfledged.pkl",
+        "von-oswald-2023/softmax-7l",
+    )
+    effort = Effort(Round(64, 8), Round(128, 10), 1)
+    found = linearise(subject.model, Plan(find_task("linear"), 256, 0), effort=effort)
+    rows = table(found, "linear")
+    for form in ("linear", "averaged"):
+        assert rows.loc[(1, form), "loss_ratio"] > 1.5
+        assert rows.loc[(7, form), "loss_ratio"] < 1.15
+    for layer in range(3, 8):
+        cost, without = (rows.loc[(layer, way), "loss_ratio"] for way in ("averaged", "zero"))
+        assert cost < 1 + (without - 1) / 2
+        assert rows.loc[(layer, "averaged"), "r2"] > rows.loc[(layer, "linear"), "r2"]
