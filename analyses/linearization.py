@@ -14,12 +14,10 @@ Refuted for a layer whose replacement costs more than LINEAR. Cost: minutes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from probe.analysis import Bench
 from probe.checkpoints.base import Subject
@@ -34,11 +32,11 @@ from probe.findings import (
     Series,
     Table,
 )
+from probe.linearization.costs import Cost, cost_alone, cost_together, shares, typical_cost
 from probe.linearization.run import FORMS, WITHOUT, Linearised, linearise
 from probe.linearization.surgery import softmax_layers
-from probe.statistics import Interval, bootstrap_interval, share_explained
+from probe.statistics import Interval
 from probe.tasks.base import Task
-from probe.views import SUBJECT
 
 LINEAR = 1.15  # published: later layers at 60 dimensions cost a factor of 1.03 to 1.15
 IDLE = 1.05  # the loss without the layer
@@ -52,35 +50,6 @@ WORDS = {
     "mean": "its mean at each position",
     "zero": "nothing",
 }
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """What a layer costs when something stands in its place.
-
-    Attributes:
-        layer: The layer, from 1.
-        ratio: Loss over the loss of the model, by what replaces the layer.
-        r2: Share of the layer's output that the replacement explains.
-    """
-
-    layer: int
-    ratio: Mapping[str, Interval]
-    r2: Mapping[str, Interval]
-
-    @property
-    def reads(self) -> str:
-        """What the layer is: what stands in its place at little cost, or "not linear".
-
-        A form of linear attention counts where it is better than a map, beyond their intervals.
-        """
-        if self.ratio["zero"].hi <= IDLE:
-            return "idle"
-        cheap = [way for way in (*FORMS, "map") if self.ratio[way].hi <= LINEAR]
-        local = self.ratio["map"].lo
-        acting = [way for way in cheap if way in FORMS and self.ratio[way].hi < local]
-        fitting = acting or cheap[-1:]
-        return WORDS[fitting[0]] if fitting else "not linear"
 
 
 class Linearization:
@@ -102,15 +71,15 @@ class Linearization:
 
 def conclude(found: Linearised, task: Task) -> Finding:
     """The finding, from what was measured."""
-    rows = [_replaced(found, at) for at in range(len(found.layers))]
-    together = {name: _together(found, name) for name in (*FORMS, WITHOUT)}
+    rows = [cost_alone(found, at) for at in range(len(found.layers))]
+    together = {name: cost_together(found, name) for name in (*FORMS, WITHOUT)}
     best = min(FORMS, key=lambda form: together[form].value)
     return Finding(
         analysis=Linearization.name,
         question=Linearization.question,
         outcome=_outcome(rows, together, best),
         statement=_statement(found, rows, together, best),
-        metrics={**_metrics(rows, together), "search_last_gain": _last_gain(found)},
+        metrics=_metrics(found, rows, together),
         controls=_controls(rows, together),
         does_not_show=(
             "That layers which could be linear attention run gradient descent: any algorithm made "
@@ -123,35 +92,29 @@ def conclude(found: Linearised, task: Task) -> Finding:
     )
 
 
-def _replaced(found: Linearised, at: int) -> Replaced:
-    sums, clean = found.replaced.sums, found.losses[SUBJECT]
-    loss, energy = sums["loss"][:, at], sums["energy"][:, at].sum(-1)
-    error = sums["error"][:, at].sum(-1)
-    ways = found.stage.ways
-    return Replaced(
-        found.layers[at] + 1,
-        {way: _ratio(loss[:, i], clean) for i, way in enumerate(ways)},
-        {way: share_explained(error[:, i], energy) for i, way in enumerate(ways)},
-    )
+def reads(cost: Cost) -> str:
+    """What the layer is: what stands in its place at little cost, or "not linear".
+
+    A form of linear attention counts where it is better than a map, beyond their intervals.
+    """
+    if cost.ratio["zero"].hi <= IDLE:
+        return "idle"
+    cheap = [way for way in (*FORMS, "map") if cost.ratio[way].hi <= LINEAR]
+    local = cost.ratio["map"].lo
+    acting = [way for way in cheap if way in FORMS and cost.ratio[way].hi < local]
+    fitting = acting or cheap[-1:]
+    return WORDS[fitting[0]] if fitting else "not linear"
 
 
-def _together(found: Linearised, name: str) -> Interval:
-    return _ratio(found.losses[name], found.losses[SUBJECT])
-
-
-def _ratio(total: Tensor, clean: Tensor) -> Interval:
-    return bootstrap_interval(lambda weights: (weights @ total) / (weights @ clean))
-
-
-def _outcome(rows: list[Replaced], together: Mapping[str, Interval], best: str) -> Outcome:
+def _outcome(rows: list[Cost], together: Mapping[str, Interval], best: str) -> Outcome:
     """All at once must be cheap where leaving them out is dear; one at a time is no evidence."""
-    acting = any(row.reads in (WORDS[form] for form in FORMS) for row in rows)
+    acting = any(reads(row) in (WORDS[form] for form in FORMS) for row in rows)
     cheap, needed = together[best].hi <= TOGETHER, together[WITHOUT].lo > NEEDED
     return "supports" if acting and cheap and needed else "inconclusive"
 
 
 def _statement(
-    found: Linearised, rows: list[Replaced], together: Mapping[str, Interval], best: str
+    found: Linearised, rows: list[Cost], together: Mapping[str, Interval], best: str
 ) -> str:
     costs = "; ".join(
         f"{WORDS[form]} " + ", ".join(f"{row.ratio[form].value:.2f}" for row in rows)
@@ -163,15 +126,16 @@ def _statement(
     return (
         f"Replaced one at a time, softmax {layers} multiply the loss by: {costs}; left out, by "
         f"{without}. {joint.capitalize()} replaced together by {WORDS[best]} multiply it by "
-        f"{_span(together[best])}, left out by {_span(together[WITHOUT])}."
+        f"{_span(together[best])} (median over blocks {typical_cost(found, best).value:.3g}), left "
+        f"out by {_span(together[WITHOUT])}."
     )
 
 
-def _bearing(rows: list[Replaced]) -> str:
+def _bearing(rows: list[Cost]) -> str:
     """The layers that act as linear attention, by form."""
     parts = []
     for form in FORMS:
-        mine = [row for row in rows if row.reads == WORDS[form]]
+        mine = [row for row in rows if reads(row) == WORDS[form]]
         if mine:
             costs = sorted(row.ratio[form].value for row in mine)
             span = f"{costs[0]:.2f}" + (f" to {costs[-1]:.2f}" if len(costs) > 1 else "")
@@ -195,7 +159,9 @@ def _span(interval: Interval) -> str:
     return f"{interval.value:.3g} [{interval.lo:.3g}, {interval.hi:.3g}]"
 
 
-def _metrics(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[str, Metric]:
+def _metrics(
+    found: Linearised, rows: list[Cost], together: Mapping[str, Interval]
+) -> dict[str, Metric]:
     metrics = {}
     for form in FORMS:
         words = WORDS[form]
@@ -205,6 +171,10 @@ def _metrics(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[str
         metrics[f"together_{form}_ratio"] = Metric.of(
             together[form], f"loss with {words} in place of all later softmax layers"
         )
+        metrics[f"together_{form}_typical_ratio"] = Metric.of(
+            typical_cost(found, form), "the same, median over blocks of sequences"
+        )
+    metrics["search_last_gain"] = _last_gain(found)
     return metrics
 
 
@@ -218,7 +188,7 @@ def _last_gain(found: Linearised) -> Metric:
     return Metric(max(gains), f"most that a search gained in its last {LAST} evaluations, in R^2")
 
 
-def _controls(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[str, Metric]:
+def _controls(rows: list[Cost], together: Mapping[str, Interval]) -> dict[str, Metric]:
     controls = {}
     for row in rows:
         for way in ("zero", "map"):
@@ -231,7 +201,7 @@ def _controls(rows: list[Replaced], together: Mapping[str, Interval]) -> dict[st
 
 
 def _tables(
-    found: Linearised, rows: list[Replaced], together: Mapping[str, Interval], task: Task
+    found: Linearised, rows: list[Cost], together: Mapping[str, Interval], task: Task
 ) -> tuple[Table, ...]:
     known: dict[str, object] = {"task": task.name, "d": task.width_out}
     joint = [{**known, "replacement": n, **_ends("loss_ratio", i)} for n, i in together.items()]
@@ -247,7 +217,7 @@ def _tables(
     return tuple(Table(name, pd.DataFrame(rows)) for name, rows in tables.items())
 
 
-def _layer_rows(found: Linearised, row: Replaced) -> Iterator[dict[str, object]]:
+def _layer_rows(found: Linearised, row: Cost) -> Iterator[dict[str, object]]:
     for way in found.stage.ways:
         start = found.found[way][row.layer - 1].start if way in FORMS else ""
         yield {
@@ -256,7 +226,7 @@ def _layer_rows(found: Linearised, row: Replaced) -> Iterator[dict[str, object]]
             **_ends("loss_ratio", row.ratio[way]),
             **_ends("r2", row.r2[way]),
             "start": start,
-            "reads": row.reads,
+            "reads": reads(row),
         }
 
 
@@ -264,28 +234,21 @@ def _ends(name: str, interval: Interval) -> dict[str, object]:
     return {name: interval.value, f"{name}_lo": interval.lo, f"{name}_hi": interval.hi}
 
 
-def _shares(found: Linearised, error: str, energy: str) -> Tensor:
-    """Share explained; axes are layers, forms, and positions or directions."""
-    sums = found.replaced.sums
-    left = sums[error].sum(0)[:, : len(FORMS)]
-    return 1 - left / sums[energy].sum(0)[:, None].clamp(min=torch.finfo(torch.float32).tiny)
-
-
 def _along(
     found: Linearised, known: dict[str, object], axis: str, error: str, energy: str
 ) -> list[dict[str, object]]:
     energies = found.replaced.sums[energy].sum(0)
-    shares = (energies / energies.sum(-1, keepdim=True)).tolist()
+    weight = (energies / energies.sum(-1, keepdim=True)).tolist()
     return [
         {
             **known,
             "layer": found.layers[at] + 1,
             "replacement": form,
             axis: place + 1,
-            "share_of_energy": shares[at][place],
+            "share_of_energy": weight[at][place],
             "r2": r2,
         }
-        for at, by_form in enumerate(_shares(found, error, energy).tolist())
+        for at, by_form in enumerate(shares(found, error, energy).tolist())
         for form, values in zip(FORMS, by_form, strict=True)
         for place, r2 in enumerate(values)
     ]
@@ -308,11 +271,11 @@ def _search(found: Linearised) -> Iterator[dict[str, object]]:
                     }
 
 
-def _figures(found: Linearised, rows: list[Replaced]) -> tuple[Figure, ...]:
+def _figures(found: Linearised, rows: list[Cost]) -> tuple[Figure, ...]:
     return (_ratios(rows), *_positions(found), _searches(found))
 
 
-def _ratios(rows: list[Replaced]) -> LineChart:
+def _ratios(rows: list[Cost]) -> LineChart:
     roles: dict[str, Role] = {way: "model" for way in FORMS}
     roles |= {"map": "control", "zero": "control"}
     return LineChart(
@@ -359,7 +322,7 @@ def _searches(found: Linearised) -> Panels:
     )
 
 
-def _series(rows: list[Replaced], way: str, role: Role) -> Series:
+def _series(rows: list[Cost], way: str, role: Role) -> Series:
     ratios = [row.ratio[way] for row in rows]
     return Series(
         label=WORDS[way],
@@ -372,7 +335,7 @@ def _series(rows: list[Replaced], way: str, role: Role) -> Series:
 
 
 def _positions(found: Linearised) -> Iterator[HeatMap]:
-    shares = _shares(found, "error", "energy")
+    explained = shares(found, "error", "energy")
     for i, form in enumerate(FORMS):
         yield HeatMap(
             name=f"linearization_r2_{form}",
@@ -381,9 +344,9 @@ def _positions(found: Linearised) -> Iterator[HeatMap]:
             x_label="position t (tokens seen)",
             y_label="layer",
             value_label="R^2",
-            x=tuple(str(position + 1) for position in range(shares.shape[-1])),
+            x=tuple(str(position + 1) for position in range(explained.shape[-1])),
             y=tuple(str(layer + 1) for layer in found.layers),
-            values=tuple(map(tuple, shares[:, i].clamp(min=0).tolist())),
+            values=tuple(map(tuple, explained[:, i].clamp(min=0).tolist())),
             limits=(0.0, 1.0),
         )
 
