@@ -44,20 +44,26 @@ class Runner:
 
         Edits see all sequences at once; so with edits there is one forward pass.
         """
-        hooks = [(site, _as_hook(edit)) for site, edit in edits.items()]
-        size = len(tokens) if edits else self._size
-        device = next(self.model.parameters()).device
-        with self.model.hooks(fwd_hooks=hooks):
-            return torch.cat([self.model(part.to(device)).cpu() for part in tokens.split(size)])
+        return self._through(self.model, tokens, edits)
 
     @torch.no_grad()
     def resume(
-        self, stream: Float[Tensor, "batch time d_model"], layer: int
+        self,
+        stream: Float[Tensor, "batch time d_model"],
+        layer: int,
+        edits: Mapping[str, Edit] = MappingProxyType({}),
     ) -> Float[Tensor, "batch time d_v"]:
-        """Predictions from the stream before block `layer`."""
+        """Predictions from the stream before block `layer`, with edits as in `run`."""
+        return self._through(lambda part: self.model.resume(part, layer), stream, edits)
+
+    def _through(
+        self, forward: Callable[[Tensor], Tensor], inputs: Tensor, edits: Mapping[str, Edit]
+    ) -> Tensor:
+        hooks = [(site, _as_hook(edit)) for site, edit in edits.items()]
+        size = len(inputs) if edits else self._size
         device = next(self.model.parameters()).device
-        parts = stream.split(self._size)
-        return torch.cat([self.model.resume(part.to(device), layer).cpu() for part in parts])
+        with self.model.hooks(fwd_hooks=hooks):
+            return torch.cat([forward(part.to(device)).cpu() for part in inputs.split(size)])
 
 
 def _as_hook(edit: Edit) -> Callable[..., Tensor]:

@@ -58,6 +58,22 @@ class LinearAttention:
 
 
 @dataclass(frozen=True)
+class AveragedAttention:
+    """Linear attention divided by the number of tokens so far.
+
+    This is what softmax attention is to first order in its scores, but for their mean.
+    """
+
+    kind: ClassVar[str] = "linear-averaged"
+    heads: int
+    d_head: int
+
+    def build(self) -> Mixer:
+        """No parameters."""
+        return _ScoreMixer(1.0, _causal_average)
+
+
+@dataclass(frozen=True)
 class BidirectionalAttention:
     """Scores q.k without scaling, normalisation or mask: every token sees all tokens."""
 
@@ -103,19 +119,31 @@ class MesaAttention:
 
 _Kind = (
     type[LinearAttention]
+    | type[AveragedAttention]
     | type[BidirectionalAttention]
     | type[SoftmaxAttention]
     | type[MesaAttention]
 )
 KINDS: dict[str, _Kind] = {
     kind.kind: kind
-    for kind in (LinearAttention, BidirectionalAttention, SoftmaxAttention, MesaAttention)
+    for kind in (
+        LinearAttention,
+        AveragedAttention,
+        BidirectionalAttention,
+        SoftmaxAttention,
+        MesaAttention,
+    )
 }
 
 
 def _causal_softmax(scores: Tensor) -> Tensor:
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(future, float("-inf")).softmax(-1)
+
+
+def _causal_average(scores: Tensor) -> Tensor:
+    seen = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+    return scores.tril() / seen[:, None]
 
 
 class _ScoreMixer(Mixer):
@@ -199,12 +227,17 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time d_model"]:
         """The attention output, without the residual."""
+        return self.gathered(x).flatten(2) @ self.W_O.flatten(0, 1)
+
+    def gathered(
+        self, x: Float[Tensor, "batch time d_model"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """What each head gathers, before the output map."""
         placed = self._place(x)
         q = self.hook_q(self._normalise("q", _project(placed, self.W_Q)))
         k = self.hook_k(self._normalise("k", _project(placed, self.W_K)))
         v = self.hook_v(self._normalise("v", _project(x, self.W_V)))
-        z = self.hook_z(self.mixer(q, k, v))
-        return z.flatten(2) @ self.W_O.flatten(0, 1)
+        return self.hook_z(self.mixer(q, k, v))
 
     def _place(self, x: Tensor) -> Tensor:
         if not self.positions:

@@ -1,0 +1,1 @@
+"""Attention layers replaced by the linear attention layers closest to them."""
