@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probe.problem import InContextProblem
-from probe.tasks.base import Sequences
+from probe.tasks.base import Sequences, shifted
 
 _LETTERS = {
     frozenset(("query", "value")): "s",
@@ -28,12 +28,14 @@ class Roles:
         query: The letter of the slots that hold the query.
         key: Of those that hold the key of the pair.
         value: Of those that hold its value.
+        lagged: Whether the key is the value of the position before, as in dynamics.
     """
 
     letters: tuple[str, ...]
     query: str
     key: str
     value: str
+    lagged: bool
 
     @classmethod
     def of(cls, sequences: Sequences, problem: InContextProblem) -> "Roles":
@@ -45,7 +47,7 @@ class Roles:
             name: next((x for x, slot in zip(letters, slots, strict=True) if _same(slot, part)), "")
             for name, part in parts.items()
         }
-        return cls(letters, **holders)
+        return cls(letters, **holders, lagged=_same(shifted(problem.values), problem.keys))
 
     @property
     def names(self) -> tuple[str, ...]:
