@@ -81,6 +81,8 @@ class Equation:
         kept: Share of the update that they explain, with the coefficients read off.
         all: Share that all terms explain.
         energy: Energy of the update, as a share of all that the block adds.
+        shrinkage: Share that terms sum_j x_j (x_j . e_t) explain, which scale the slot e itself
+            along what was seen, as GD++ does with its inputs (von Oswald et al. 2022).
         step: The gradient step, if the slot is the prediction.
     """
 
@@ -91,19 +93,16 @@ class Equation:
     kept: Interval
     all: Interval
     energy: float
+    shrinkage: Interval
     step: Step | None
 
     @property
     def reading(self) -> str:
-        """What it is in the words of an optimiser; "no reading" unless one term explains it."""
+        """What it is in the words of an optimiser, if that explains it alone."""
         if self.step is not None and self.step.holds:
             return f"gradient step, eta {self.step.eta:.3g}"
-        lead = self.terms[0] if self.terms else None
-        if lead is None or lead.alone.lo < EXPLAINED:
-            return "no reading"
-        if lead.query == self.letter and lead.key == lead.value:
-            way = "shrunk along" if lead.coefficient < 0 else "stretched along"
-            return f"{self.letter} {way} sum_j {lead.key}_j {lead.key}_j^T"
+        if self.shrinkage.lo >= EXPLAINED:
+            return f"{self.letter} scaled along the pairs seen, as in GD++"
         return "no reading"
 
 
@@ -160,6 +159,7 @@ def _equation(
         kept=scores.share(weights * mask, into),
         all=scores.share(weights, into),
         energy=energy,
+        shrinkage=scores.share(weights * _shrinking(groups, letter), into),
         step=_step(weights, scores, roles, into) if letter == "y" else None,
     )
 
@@ -172,6 +172,11 @@ def _step(weights: Tensor, scores: Scores, roles: Roles, into: int) -> Step:
         foreign=scores.foreign_share(step, into),
         mirrored=scores.share(step.transpose(1, 2), into),
     )
+
+
+def _shrinking(groups: Mapping[Letters, Tensor], letter: str) -> Tensor:
+    """Marks the terms whose query is the slot itself and whose key is their value."""
+    return torch.stack([m for (a, b, c), m in groups.items() if a == letter and b == c]).sum(0)
 
 
 def _groups(roles: Roles) -> dict[Letters, Float[Tensor, "slots slots slots"]]:

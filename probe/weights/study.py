@@ -1,6 +1,6 @@
 """All that is read off the weights of one model, and how much of the model it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,20 +8,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.capture import capture
+from probe.closeness import Closeness, compare
 from probe.models.attention import LinearAttention
 from probe.models.transformer import SequenceTransformer
+from probe.statistics import Interval
 from probe.sweep import PILOT, Plan, Sweep
-from probe.views import SUBJECT, seen_as
-from probe.weights.blocks import Scalars, scalars
+from probe.views import SUBJECT, permuted_twin, seen_as
+from probe.weights.blocks import Scalars, compress, scalars, with_scalars
 from probe.weights.equations import Equation, equations
 from probe.weights.identity import Score, identity_score, restricted
+from probe.weights.path import Path, along, balanced, matched, misplaced
 from probe.weights.products import products
 from probe.weights.roles import Roles
 from probe.weights.slots import SlotBasis
-from probe.weights.terms import Scores, TermStage, coefficients
+from probe.weights.terms import Scores, TermStage, coefficients, members
 
 Progress = Callable[[int, int], None]
 PILOT_SEQUENCES = 8
+COMPRESSED, STEP = "compressed", "gradient step"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,23 @@ def head_products(model: SequenceTransformer, basis: SlotBasis) -> tuple[HeadPro
                 score = identity_score(restricted(matrix, read, columns), basis.width)
                 found.append(HeadProduct(layer, head, kind, matrix, score))
     return tuple(found)
+
+
+def mean_score(heads: Sequence[HeadProduct]) -> tuple[float, float]:
+    """The mean block-identity score and the mean of the null's 95 % quantiles.
+
+    Heads weigh as the square of what they do, |A|^2 |B|^2, on which their scale has no say.
+    """
+    sizes = {(one.layer, one.head, one.kind): float(one.matrix.square().sum()) for one in heads}
+    acts = {
+        (layer, head): sizes[layer, head, "scores"] * sizes[layer, head, "values"]
+        for layer, head, _ in sizes
+    }
+    most = {layer: max(acts[at] for at in acts if at[0] == layer) for layer, _ in acts}
+    weights = torch.tensor([acts[one.layer, one.head] / (most[one.layer] or 1) for one in heads])
+    scores = torch.tensor([[one.score.share, one.score.null_hi] for one in heads])
+    share, null = (weights @ scores / weights.sum().clamp(min=1e-300)).tolist()
+    return share, null
 
 
 def acting(model: SequenceTransformer, basis: SlotBasis) -> tuple[Scalars, ...]:
@@ -113,3 +134,78 @@ def update_equations(
         fit["sequences"] = measured.learned["sequences"]
         found += equations(coefficients(one), fit, scores, roles, layer)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the weights of a model say.
+
+    Attributes:
+        basis: The slots.
+        roles: What they hold.
+        heads: The products of every head with their scores.
+        equations: What every block adds.
+        counts: How many block scalars there are, and how many can reach the prediction.
+        compressed: The model of block scalars beside the model.
+        step: The gradient step alone beside a model of one block; None for deeper ones.
+        twin: The permuted twin's block scalars beside the permuted twin.
+        twin_heads: The twin's products.
+        loss: The model's own loss.
+        path: From the model to its block scalars.
+        misplaced: The same with the heads in each other's places.
+    """
+
+    basis: SlotBasis
+    roles: Roles
+    heads: tuple[HeadProduct, ...] = field(repr=False)
+    equations: tuple[Equation, ...]
+    counts: tuple[int, int]
+    compressed: Closeness
+    step: Closeness | None
+    twin: Closeness
+    twin_heads: tuple[HeadProduct, ...] = field(repr=False)
+    loss: Interval
+    path: Path
+    misplaced: Path
+
+
+def study(model: SequenceTransformer, plan: Plan, progress: Progress) -> Study:
+    """Reads everything off a model whose stream is made of the slots of the plan's task.
+
+    Raises:
+        InputError: It is not.
+    """
+    slots = model.config.d_in // model.config.d_out
+    basis, roles = SlotBasis.of(model, slots), find_roles(plan)
+    read = scalars(model, basis)
+    models = {SUBJECT: model, COMPRESSED: with_scalars(model, basis, read)}
+    if len(read) == 1:
+        models[STEP] = with_scalars(model, basis, [only_step(read[0], roles)])
+    beside = compare(models, plan, progress)
+    twin = permuted_twin(model, plan.seed)
+    twins = {SUBJECT: twin, COMPRESSED: compress(twin, slots)}
+    start, end = products(model, basis), [one.products(basis.width) for one in read]
+    return Study(
+        basis=basis,
+        roles=roles,
+        heads=head_products(model, basis),
+        equations=update_equations(model, basis, plan),
+        counts=counts(model, basis),
+        compressed=beside[COMPRESSED],
+        step=beside.get(STEP),
+        twin=compare(twins, plan)[COMPRESSED],
+        twin_heads=head_products(twin, basis),
+        loss=beside[SUBJECT].loss,
+        path=along(model, basis, (balanced(start), matched(start, end)), plan),
+        misplaced=along(model, basis, (balanced(start), misplaced(start, end)), plan),
+    )
+
+
+def only_step(layer: Scalars, roles: Roles) -> Scalars:
+    """The scalars of the gradient step alone: from query to key, from value to prediction."""
+    query, key, value = roles.step
+    empty = [place for place, letter in enumerate(roles.letters) if letter == "y"]
+    count = len(roles.letters)
+    asked = members([query, key], count)
+    written = members([value, empty], count)
+    return Scalars(layer.scores * asked, layer.values * written)

@@ -154,11 +154,11 @@ class Scores:
         return self.sums["energy"].sum(0)
 
 
-def members(groups: Sequence[Sequence[int]], slots: int) -> Float[Tensor, "slots slots slots"]:
-    """Marks the terms whose query, key and value stand in these slots."""
-    marks = []
+def members(groups: Sequence[Sequence[int]], slots: int) -> Float[Tensor, "*slots"]:
+    """Marks the places whose indices stand in these groups, one per axis."""
+    marks = torch.ones((), dtype=torch.float64)
     for group in groups:
         mark = torch.zeros(slots, dtype=torch.float64)
         mark[list(group)] = 1
-        marks.append(mark)
-    return torch.einsum("a,b,c->abc", *marks)
+        marks = marks[..., None] * mark
+    return marks

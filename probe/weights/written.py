@@ -7,7 +7,7 @@ from probe.weights.roles import Roles
 MOST_TERMS = 4
 
 
-def written(equation: Equation, roles: Roles, most: int = MOST_TERMS) -> str:
+def written(equation: Equation, most: int = MOST_TERMS) -> str:
     """An update with its strongest terms, the block's number first.
 
     Slots are called by letters of what the token holds there; later blocks find there what the
@@ -17,22 +17,22 @@ def written(equation: Equation, roles: Roles, most: int = MOST_TERMS) -> str:
     more = len(equation.terms) - len(terms)
     sums = "".join(_signed(term, first=place == 0) for place, term in enumerate(terms)) or "0"
     rest = f" + {more} smaller" if more else ""
-    return f"block {equation.layer + 1}: {equation.into}_t += {sums}{rest}"
+    return f"block {equation.layer + 1}: {equation.into}ₜ += {sums}{rest}"
 
 
 def closed_form(equation: Equation, roles: Roles) -> str:
     """The prediction of a model of one block."""
     sums = "".join(_signed(term, first=place == 0) for place, term in enumerate(equation.terms))
-    return f"ŷ_t = {_in_states(sums) if roles.lagged else sums}"
+    return f"ŷₜ = {_in_states(sums) if roles.lagged else sums}"
 
 
 def _signed(term: Term, first: bool) -> str:
     size = number(abs(term.coefficient))
     minus = term.coefficient < 0
     sign = ("−" if minus else "") if first else (" − " if minus else " + ")
-    return f"{sign}{size} Σ_j {term.value}_j ({term.key}_j·{term.query}_t)"
+    return f"{sign}{size} Σⱼ {term.value}ⱼ ({term.key}ⱼ·{term.query}ₜ)"
 
 
 def _in_states(text: str) -> str:
     """In dynamics the key is the state before."""
-    return text.replace("k_j", "s_{j−1}").replace("k_t", "s_{t−1}")
+    return text.replace("kⱼ", "sⱼ₋₁").replace("kₜ", "sₜ₋₁")
