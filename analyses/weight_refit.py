@@ -23,12 +23,12 @@ from probe.models.transformer import SequenceTransformer
 from probe.report.text import number
 from probe.sweep import FIT, Plan
 from probe.tasks.base import Task
-from probe.views import SUBJECT, permuted_twin
+from probe.views import SUBJECT
 from probe.weights.blocks import with_scalars
 from probe.weights.equations import Equation
 from probe.weights.refit import Fit, Rebuilt, pruned, refit
 from probe.weights.slots import SlotBasis, lacks_slots
-from probe.weights.study import acting, update_equations
+from probe.weights.study import acting, twin_of, update_equations
 from probe.weights.written import written
 
 AGREES, FITS_ANYTHING = 0.98, 0.5
@@ -122,7 +122,7 @@ def refitted(bench: Bench) -> Refitted:
         REFITTED: with_scalars(model, basis, whole.layers),
         SPARSE: with_scalars(model, basis, sparse.layers),
     }
-    twin = permuted_twin(model, plan.seed)
+    twin = twin_of(model, plan.seed)
     twin_fit, _ = _fitted(twin, basis, plan)
     twins = {SUBJECT: twin, REFITTED: with_scalars(twin, basis, twin_fit.layers)}
     few = replace(plan, sequences=min(512, plan.sequences))

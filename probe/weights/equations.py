@@ -16,6 +16,7 @@ from probe.weights.terms import Scores, members
 
 EXPLAINED, UNEXPLAINED = 0.95, 0.5
 NEGLIGIBLE = 0.01  # share of what a block adds in all
+NEGLIGIBLE_ERROR = 1e-6  # share of an update; what is below needs no more terms
 
 Letters = tuple[str, str, str]
 
@@ -138,7 +139,8 @@ def _equation(
 ) -> Equation:
     layer, into, energy = place
     groups = _groups(roles)
-    chosen = chosen_by_bic(groups, fit, into)
+    present = {letters: mark for letters, mark in groups.items() if bool((weights * mark).any())}
+    chosen = chosen_by_bic(present, fit, into)
     terms = [
         Term(
             *letters,
@@ -213,7 +215,7 @@ def chosen_by_bic(
     while kept:
         inverse = np.linalg.pinv(gram[np.ix_(kept, kept)], rcond=1e-10, hermitian=True)
         solution = inverse @ cross[kept]
-        error = max(energy - float(solution @ cross[kept]), 1e-12 * energy)
+        error = max(energy - float(solution @ cross[kept]), NEGLIGIBLE_ERROR * energy)
         bic = count * np.log(error) + len(kept) * np.log(count)
         if bic >= least:
             break

@@ -128,7 +128,7 @@ def matched(start: Sequence[Products], end: Sequence[Products]) -> tuple[Product
     The assignment maximises sum_h <A_h, A'_h> <B_h, B'_h>, on which signs and scales have no say.
     """
     return tuple(
-        _placed(one, two, linear_sum_assignment(-_affinity(one, two))[1], 1.0)
+        _placed(one, two, _assigned(one, two), 1.0)
         for one, two in zip(balanced(start), balanced(end), strict=True)
     )
 
@@ -140,21 +140,22 @@ def misplaced(start: Sequence[Products], end: Sequence[Products]) -> tuple[Produ
     """
     found = []
     for one, two in zip(balanced(start), balanced(end), strict=True):
-        order = linear_sum_assignment(-_affinity(one, two))[1]
+        order = _assigned(one, two)
         found.append(_placed(one, two, [*order[1:], order[0]], -1.0))
     return tuple(found)
 
 
-def _affinity(one: Products, two: Products) -> Float[Tensor, "heads heads"]:
+def _assigned(one: Products, two: Products) -> list[int]:
     inner = [
         m.flatten(1) @ n.flatten(1).mT
         for m, n in ((one.scores, two.scores), (one.values, two.values))
     ]
-    return inner[0] * inner[1]
+    order: list[int] = linear_sum_assignment(-inner[0] * inner[1])[1].tolist()
+    return order
 
 
-def _placed(one: Products, two: Products, order: Sequence[int], way: float) -> Products:
-    scores, values = two.scores[list(order)], two.values[list(order)]
+def _placed(one: Products, two: Products, order: list[int], way: float) -> Products:
+    scores, values = two.scores[order], two.values[order]
     agree = (one.scores * scores).sum((1, 2)) + (one.values * values).sum((1, 2))
     sign = way * torch.where(agree < 0, -1.0, 1.0)[:, None, None].double()
     return Products(scores * sign, values * sign)

@@ -37,13 +37,15 @@ class HeadProduct:
         head: The head, from 0.
         kind: "scores" for W_Q W_K^T, "values" for W_V W_O.
         matrix: The whole product in the basis of the slots.
-        score: Its block-identity score over the slots through which it can act.
+        energy: Squared norm of its part through which it can act.
+        score: The block-identity score of that part.
     """
 
     layer: int
     head: int
     kind: str
     matrix: Float[Tensor, "n n"] = field(repr=False)
+    energy: float
     score: Score
 
 
@@ -57,8 +59,10 @@ def head_products(model: SequenceTransformer, basis: SlotBasis) -> tuple[HeadPro
             ("values", both.values, write),
         ):
             for head, matrix in enumerate(matrices):
-                score = identity_score(restricted(matrix, read, columns), basis.width)
-                found.append(HeadProduct(layer, head, kind, matrix, score))
+                part = restricted(matrix, read, columns)
+                score = identity_score(part, basis.width)
+                energy = float(part.square().sum())
+                found.append(HeadProduct(layer, head, kind, matrix, energy, score))
     return tuple(found)
 
 
@@ -67,7 +71,7 @@ def mean_score(heads: Sequence[HeadProduct]) -> tuple[float, float]:
 
     Heads weigh as the square of what they do, |A|^2 |B|^2, on which their scale has no say.
     """
-    sizes = {(one.layer, one.head, one.kind): float(one.matrix.square().sum()) for one in heads}
+    sizes = {(one.layer, one.head, one.kind): one.energy for one in heads}
     acts = {
         (layer, head): sizes[layer, head, "scores"] * sizes[layer, head, "values"]
         for layer, head, _ in sizes
@@ -100,6 +104,14 @@ def counts(model: SequenceTransformer, basis: SlotBasis) -> tuple[int, int]:
         every += 2 * one.scores.numel()
         reach += len(one.scores) * read * (read + write)
     return every, reach
+
+
+def twin_of(model: SequenceTransformer, seed: int) -> SequenceTransformer:
+    """The permuted twin, with the read-in and read-out of the model, which give it its slots."""
+    twin = permuted_twin(model, seed)
+    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("blocks.")}
+    twin.load_state_dict(kept, strict=False)
+    return twin
 
 
 def find_roles(plan: Plan) -> Roles:
@@ -182,7 +194,7 @@ def study(model: SequenceTransformer, plan: Plan, progress: Progress) -> Study:
     if len(read) == 1:
         models[STEP] = with_scalars(model, basis, [only_step(read[0], roles)])
     beside = compare(models, plan, progress)
-    twin = permuted_twin(model, plan.seed)
+    twin = twin_of(model, plan.seed)
     twins = {SUBJECT: twin, COMPRESSED: compress(twin, slots)}
     start, end = products(model, basis), [one.products(basis.width) for one in read]
     return Study(
