@@ -290,9 +290,9 @@ def _maps(found: Study, kind: str) -> HeatMaps:
         name=f"weight_maps_{kind}",
         title=f"{TITLES[kind]} of every head, in the basis of the token's slots",
         caption=(
-            "Each map is drawn in units of its largest entry, which its title gives with the "
-            "block-identity score; a diagonal is a multiple of the identity, and its sign stands "
-            f"in the corner. Slots: {_legend(found)}."
+            "One map per block (rows) and head. Each is drawn in units of its largest entry, which "
+            "its title gives with the block-identity score. A diagonal is a multiple of the "
+            f"identity; its sign stands in the corner. Slots: {_legend(found)}."
         ),
         x_label=asked[kind][0],
         y_label=asked[kind][1],
@@ -319,7 +319,7 @@ def _small(one: HeadProduct, width: int) -> SmallMap:
     scaled = block_scalars(one.matrix, width) / largest
     signs = torch.where(scaled.abs() < SIGNED, 0.0, scaled.sign()).int().tolist()
     return SmallMap(
-        title=f"{one.layer + 1}.{one.head + 1}: {number(largest)}, score {one.score.share:.2f}",
+        title=f"{one.layer + 1}.{one.head + 1}  max {number(largest)}  score {one.score.share:.2f}",
         values=tuple(map(tuple, (one.matrix / largest).tolist())),
         signs=tuple(tuple(("", "+", "−")[sign] for sign in row) for row in signs),
     )

@@ -26,11 +26,13 @@ def draw(figure: HeatMaps, colors: Sequence[str]) -> Canvas:
     grid = canvas.subplots(max(1, len(figure.rows)), columns, squeeze=False)
     scale = LinearSegmentedColormap.from_list("diverging", colors)
     norm = TwoSlopeNorm(0, *_reach(figure))
-    for row, plots in zip(figure.rows, grid, strict=False):
+    for line, (row, plots) in enumerate(zip(figure.rows, grid, strict=False)):
         for column, plot in enumerate(plots):
             plot.set_visible(column < len(row))
             if column < len(row):
                 _draw_map(plot, row[column], figure.blocks, (scale, norm))
+                # Maps that are equal would share an identifier.
+                plot.images[0].set_gid(f"{figure.name}-{line}-{column}")
                 plot.tick_params(labelleft=column == 0, labelbottom=plots is grid[-1])
     image = next((plot.images[0] for plot in grid.flat if plot.images), None)
     if image is not None:
