@@ -253,6 +253,7 @@ def _term_rows(found: Study) -> Iterator[dict[str, object]]:
                 "r2_alone": term.alone.value,
                 "r2_lo": term.alone.lo,
                 "r2_hi": term.alone.hi,
+                "energy": term.energy,
             }
 
 

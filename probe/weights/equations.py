@@ -32,6 +32,7 @@ class Term:
         coefficient: Read off the weights, summed over heads and over slots of the same letter.
         refitted: The same by least squares on the update, beside the other terms that are kept.
         alone: Share of the update that it explains by itself, with the coefficient read off.
+        energy: Its own energy, as a share of that of the update.
     """
 
     query: str
@@ -40,6 +41,7 @@ class Term:
     coefficient: float
     refitted: float
     alone: Interval
+    energy: float
 
     @property
     def letters(self) -> Letters:
@@ -78,7 +80,7 @@ class Equation:
         layer: The block, from 0.
         into: Name of the slot.
         letter: Its letter.
-        terms: Those that the Bayesian information criterion keeps, strongest first.
+        terms: Those that the Bayesian information criterion keeps, largest first.
         kept: Share of the update that they explain, with the coefficients read off.
         all: Share that all terms explain.
         energy: Energy of the update, as a share of all that the block adds.
@@ -147,10 +149,11 @@ def _equation(
             coefficient=float((weights * groups[letters]).sum()),
             refitted=refitted,
             alone=scores.share(weights * groups[letters], into),
+            energy=scores.energy(weights * groups[letters], into),
         )
         for letters, refitted in chosen.items()
     ]
-    terms.sort(key=lambda term: -term.alone.value)
+    terms.sort(key=lambda term: -term.energy)
     mask = sum((groups[letters] for letters in chosen), start=torch.zeros_like(weights))
     letter = roles.letters[into]
     return Equation(

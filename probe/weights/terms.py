@@ -142,6 +142,11 @@ class Scores:
         a, b, c = map(list, self.foreign)
         return self._share("foreign ", weights[a][:, b][:, :, c].flatten(), into)
 
+    def energy(self, weights: Float[Tensor, "slots slots slots"], into: int) -> float:
+        """Energy of these terms as a share of that of the update; more than 1 if others cancel."""
+        flat = weights.flatten()
+        return float(flat @ self.sums["gram"].sum(0) @ flat / self.sums["energy"][:, into].sum())
+
     def _share(self, name: str, weights: Tensor, into: int) -> Interval:
         gram, cross = self.sums[f"{name}gram"], self.sums[f"{name}cross"][..., into]
         energy = self.sums["energy"][:, into]
