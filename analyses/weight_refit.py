@@ -71,7 +71,7 @@ class WeightRefit:
     """Fits block scalars to the model's predictions."""
 
     name: str = "weight_refit"
-    place: int = 75
+    place: int = 66
     thorough: bool = True
     question: str = "Which block scalars do what the model does, and how few of them?"
 

@@ -49,7 +49,7 @@ class Weights:
     """Reads closed forms off the weights of linear attention."""
 
     name: str = "weights"
-    place: int = 70
+    place: int = 64
     thorough: bool = False
     question: str = "What algorithm do the weights spell out?"
 

@@ -79,7 +79,7 @@ def mean_score(heads: Sequence[HeadProduct]) -> tuple[float, float]:
     most = {layer: max(acts[at] for at in acts if at[0] == layer) for layer, _ in acts}
     weights = torch.tensor([acts[one.layer, one.head] / (most[one.layer] or 1) for one in heads])
     scores = torch.tensor([[one.score.share, one.score.null_hi] for one in heads])
-    share, null = (weights @ scores / weights.sum().clamp(min=1e-300)).tolist()
+    share, null = (weights @ scores / weights.sum().clamp(min=1e-30)).tolist()
     return share, null
 
 
