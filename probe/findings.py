@@ -91,6 +91,32 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
+class SmallMap:
+    """One matrix of a grid; `signs[row][column]` stands in the corner of a block of it."""
+
+    title: str
+    values: tuple[tuple[float | int, ...], ...]
+    signs: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Rows of small square maps with common blocks and a common scale around zero.
+
+    `blocks` names the equal parts into which rows and columns of each map fall.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    value_label: str
+    blocks: tuple[str, ...]
+    rows: tuple[tuple[SmallMap, ...], ...]
+
+
+@dataclass(frozen=True)
 class IntervalChart:
     """One value with its interval per row, best first.
 
@@ -120,7 +146,7 @@ class Panels:
     charts: tuple[LineChart, ...]
 
 
-Figure = LineChart | HeatMap | IntervalChart | Panels
+Figure = LineChart | HeatMap | HeatMaps | IntervalChart | Panels
 
 
 @dataclass(frozen=True)

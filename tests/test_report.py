@@ -16,6 +16,7 @@ from probe.findings import (
     Figure,
     Finding,
     HeatMap,
+    HeatMaps,
     Instrument,
     IntervalChart,
     LineChart,
@@ -24,6 +25,7 @@ from probe.findings import (
     Reference,
     Report,
     Series,
+    SmallMap,
     Span,
     Table,
     Verdict,
@@ -68,7 +70,16 @@ def figures() -> tuple[Figure, ...]:
             "ranks", HOSTILE, LONG, "R^2", (LONG, HOSTILE, "c", "d"), values, values, values
         ),
         Panels("panels", "Panels", "Caption.", tuple(line_chart(f"p{k}") for k in range(4))),
+        small_maps("maps", 2, 3),
+        small_maps("no-maps", 0, 0),
     )
+
+
+def small_maps(name: str, rows: int, columns: int) -> HeatMaps:
+    values = ((0.5, -1.0, NAN, 0.0),) * 4
+    one = SmallMap(HOSTILE, values, (("+", "−"), ("", "−")))
+    grid = tuple((one,) * (columns - row) for row in range(rows))
+    return HeatMaps(name, "Maps", LONG, "key", "query", "share", ("a", HOSTILE), grid)
 
 
 def make_report(instruments_ok: bool = True, drawings: tuple[Figure, ...] = ()) -> Report:
@@ -389,6 +400,15 @@ def test_colours_of_a_map_can_have_ends_of_their_own():
     free = HeatMap("m", "M", "C", "x", "y", "v", ("0", "1"), ("a",), ((0.0, 0.02),))
     fixed = dataclasses.replace(free, limits=(0, 1))
     assert ">1.00<" in render(fixed) and ">1.00<" not in render(free)
+
+
+def test_small_maps_carry_their_signs_and_share_one_scale():
+    from probe.report.figures import render
+
+    drawing = render(small_maps("maps", 2, 3))
+    assert drawing.count(">+<") == 5 and drawing.count(">−<") == 10
+    assert drawing.count("<image") == 5 + 1  # and the scale
+    assert ">1.0<" in drawing and ">−1.0<" in drawing
 
 
 @pytest.mark.parametrize("panels", [False, True])

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from probe.findings import Figure, HeatMap, IntervalChart, LineChart, Panels
-from probe.report import lines, palette, svg
+from probe.findings import Figure, HeatMap, HeatMaps, IntervalChart, LineChart, Panels
+from probe.report import lines, palette, small_maps, svg
 from probe.report.axes import Array, array
 from probe.report.text import share
 from probe.report.typeset import typeset
@@ -25,7 +25,7 @@ _SHORTEST_LABEL = 18
 _CHARACTERS_IN_A_ROW = 84
 # Lightness falls evenly, so that grey print keeps the order; neither end is lost on white or black.
 _SEQUENTIAL = ("#f6ecc9", "#8fc7a8", "#35909a", "#255d8c", "#2a2a63")
-_DIVERGING = ("#9c3d10", "#e0915a", "#f1efe9", "#4f9aa8", "#173f68")
+DIVERGING = ("#9c3d10", "#e0915a", "#f1efe9", "#4f9aa8", "#173f68")
 
 
 def render(figure: Figure) -> str:
@@ -71,6 +71,11 @@ def _(figure: HeatMap) -> Canvas:
 
 
 @_draw.register
+def _(figure: HeatMaps) -> Canvas:
+    return small_maps.draw(figure, DIVERGING)
+
+
+@_draw.register
 def _(figure: IntervalChart) -> Canvas:
     rows = len(figure.labels)
     canvas = Canvas(figsize=(_WIDTH, 0.24 * rows + 1.0), layout="constrained")
@@ -113,7 +118,7 @@ def _color_scale(
     extend = beyond[int(lo < bottom), int(hi > top)]
     if bottom < -0.15 * top and top > 0:
         reach = max(-bottom, top)
-        colors = LinearSegmentedColormap.from_list("diverging", _DIVERGING)
+        colors = LinearSegmentedColormap.from_list("diverging", DIVERGING)
         return colors, TwoSlopeNorm(0, -reach, reach), extend
     return LinearSegmentedColormap.from_list("order", _SEQUENTIAL), Normalize(bottom, top), extend
 

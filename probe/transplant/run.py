@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from probe.capture import Capture, capture, capture_output, predictor_only
+from probe.capture import capture, capture_output
 from probe.checkpoints.base import Subject
+from probe.closeness import LossStage, change_to, ratio
 from probe.comparison.losses import Band, band
 from probe.models.recipes import Optimiser, Recipe
 from probe.models.training import Trainer
@@ -16,7 +15,7 @@ from probe.pipeline import Progress, check_fit
 from probe.progress import Phases
 from probe.rule import LEARNERS
 from probe.statistics import Interval, mean_per_sequence, share_explained
-from probe.sweep import PILOT, Batch, Context, Measured, Plan, Stage, Sums, Sweep, View
+from probe.sweep import PILOT, Measured, Plan, Stage, Sweep, View
 from probe.threads import one_thread
 from probe.transplant.binding import Binding, BindingStage, bindings
 from probe.transplant.explicit import Answer, ExplicitStage
@@ -164,57 +163,26 @@ def _measured(subject: Subject, plan: Plan, stage: Stage, progress: Progress) ->
     return Sweep(plan, models, views, capture, progress).run((stage,))[stage, SUBJECT]
 
 
-@dataclass(frozen=True)
-class _LossStage:
-    """Loss by position of each view, and the energy of its predictions."""
-
-    views: tuple[str, ...] = (SUBJECT, EXPLICIT, CHANGE)
-    folds: int = 1
-
-    def fit(self, batch: Batch) -> Sums:
-        """Nothing is fitted."""
-        return {"none": torch.zeros(1, dtype=torch.float64)}
-
-    def learn(self, sums: Sums) -> None:
-        """Nothing is fitted."""
-
-    def test(self, batch: Batch, learned: None) -> Sums:
-        """Sums by block."""
-        output = batch.capture.output.double()
-        error = 0.5 * (output - batch.context.problem.targets.double()).square().sum(-1)
-        return {
-            "loss": batch.by_block(error),
-            "energy": batch.by_block(output.square().sum((1, 2))),
-            "sequences": batch.by_block(torch.ones(len(output))),
-        }
-
-
 def exchanged(
     old: SequenceTransformer, new: SequenceTransformer, plan: Plan, progress: Progress
 ) -> Exchange:
     """Both models on the test sequences."""
-    stage = _LossStage()
     views: dict[str, View] = {name: seen_as(name) for name in (SUBJECT, EXPLICIT)}
-    views[CHANGE] = _change
+    views[CHANGE] = change_to(EXPLICIT)
+    stage = LossStage(tuple(views))
     sweep = Sweep(plan, {SUBJECT: old, EXPLICIT: new}, views, capture_output, progress)
     results = sweep.run((stage,))
     sums = {view: results[stage, view].sums for view in stage.views}
     count = sums[SUBJECT]["sequences"]
     before, after = (sums[view]["loss"] for view in (SUBJECT, EXPLICIT))
-    lost = share_explained(after.sum(1), before.sum(1))
     return Exchange(
         before=mean_per_sequence(before.mean(1), count),
         after=mean_per_sequence(after.mean(1), count),
-        ratio=Interval(1 - lost.value, 1 - lost.hi, 1 - lost.lo),
+        ratio=ratio(after, before),
         before_by_position=band(before, count[:, None]),
         after_by_position=band(after, count[:, None]),
         agreement=share_explained(sums[CHANGE]["energy"], sums[SUBJECT]["energy"]),
     )
-
-
-def _change(context: Context, captures: Mapping[str, Capture]) -> tuple[Context, Capture]:
-    """What the exchange does to the predictions."""
-    return context, predictor_only(captures[EXPLICIT].output - captures[SUBJECT].output)
 
 
 def fine_tuned(

@@ -1,5 +1,6 @@
 """Matrices as blocks of slots, and the part of them that is a multiple of the identity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,14 +11,13 @@ from probe.models.transformer import SequenceTransformer
 from probe.weights.products import Products, products, with_products
 from probe.weights.slots import SlotBasis
 
-DRAWS = 999
-
 
 def block_scalars(
-    matrix: Float[Tensor, "*batch n n"], slots: int
-) -> Float[Tensor, "*batch slots slots"]:
+    matrix: Float[Tensor, "*batch n m"], width: int
+) -> Float[Tensor, "*batch rows columns"]:
     """The mean of the diagonal of every block: the best multiple of the identity in its place."""
-    return _blocks(matrix, slots).diagonal(dim1=-3, dim2=-1).mean(-1)
+    blocks = matrix.unflatten(-1, (-1, width)).unflatten(-3, (-1, width))
+    return blocks.diagonal(dim1=-3, dim2=-1).mean(-1)
 
 
 def from_scalars(
@@ -26,12 +26,6 @@ def from_scalars(
     """The matrix whose blocks are these multiples of the identity."""
     eye = torch.eye(width, dtype=scalars.dtype)
     return torch.einsum("...ab,ij->...aibj", scalars, eye).flatten(-4, -3).flatten(-2, -1)
-
-
-def _blocks(matrix: Tensor, slots: int) -> Tensor:
-    """Shape (..., slots, d, slots, d)."""
-    width = matrix.shape[-1] // slots
-    return matrix.unflatten(-2, (slots, width)).unflatten(-1, (slots, width))
 
 
 @dataclass(frozen=True)
@@ -47,9 +41,9 @@ class Scalars:
     values: Float[Tensor, "heads slots slots"] = field(repr=False)
 
     @classmethod
-    def of(cls, layer: Products, slots: int) -> "Scalars":
+    def of(cls, layer: Products, width: int) -> "Scalars":
         """Read off the products, by least squares."""
-        return cls(block_scalars(layer.scores, slots), block_scalars(layer.values, slots))
+        return cls(block_scalars(layer.scores, width), block_scalars(layer.values, width))
 
     def products(self, width: int) -> Products:
         """The products that hold nothing else."""
@@ -73,13 +67,16 @@ def compress(model: SequenceTransformer, slots: int) -> SequenceTransformer:
         InputError: The model's stream is not made of that many slots.
     """
     basis = SlotBasis.of(model, slots)
-    return with_scalars(
-        model, basis, [Scalars.of(layer, slots) for layer in products(model, basis)]
-    )
+    return with_scalars(model, basis, scalars(model, basis))
+
+
+def scalars(model: SequenceTransformer, basis: SlotBasis) -> tuple[Scalars, ...]:
+    """The block scalars of every block of a model."""
+    return tuple(Scalars.of(layer, basis.width) for layer in products(model, basis))
 
 
 def with_scalars(
-    model: SequenceTransformer, basis: SlotBasis, layers: list[Scalars] | tuple[Scalars, ...]
+    model: SequenceTransformer, basis: SlotBasis, layers: Sequence[Scalars]
 ) -> SequenceTransformer:
     """The model with these block scalars for products."""
     return with_products(model, basis, [layer.products(basis.width) for layer in layers])

@@ -1,0 +1,94 @@
+"""Models beside one of them, on the same test sequences: losses, and how far outputs agree."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.capture import Capture, capture_output, predictor_only
+from probe.models.transformer import SequenceTransformer
+from probe.statistics import Interval, mean_per_sequence, share_explained
+from probe.sweep import Batch, Context, Plan, Sums, Sweep, View
+from probe.views import SUBJECT, seen_as
+
+CHANGE = "change to "
+
+
+@dataclass(frozen=True)
+class LossStage:
+    """Loss of every view by position, and the energy of its predictions."""
+
+    views: tuple[str, ...]
+    folds: int = 1
+
+    def fit(self, batch: Batch) -> Sums:
+        """Nothing is fitted."""
+        return {"none": torch.zeros(1, dtype=torch.float64)}
+
+    def learn(self, sums: Sums) -> None:
+        """Nothing is fitted."""
+
+    def test(self, batch: Batch, learned: None) -> Sums:
+        """Sums by block."""
+        output = batch.capture.output.double()
+        error = 0.5 * (output - batch.context.problem.targets.double()).square().sum(-1)
+        return {
+            "loss": batch.by_block(error),
+            "energy": batch.by_block(output.square().sum((1, 2))),
+            "sequences": batch.by_block(torch.ones(len(output))),
+        }
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """A model beside the subject.
+
+    Attributes:
+        loss: Its loss.
+        ratio: Its loss over that of the subject, paired.
+        agreement: R^2 of the subject's predictions: 1 - sum |subject - model|^2 / sum |subject|^2.
+    """
+
+    loss: Interval
+    ratio: Interval
+    agreement: Interval
+
+
+def compare(
+    models: Mapping[str, SequenceTransformer],
+    plan: Plan,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Closeness]:
+    """All models beside the one called SUBJECT, on the test split of the plan."""
+    views: dict[str, View] = {name: seen_as(name) for name in models}
+    views |= {CHANGE + name: change_to(name) for name in models}
+    stage = LossStage(tuple(views))
+    results = Sweep(plan, models, views, capture_output, progress).run((stage,))
+    sums = {view: results[stage, view].sums for view in views}
+    own = sums[SUBJECT]
+    found = {}
+    for name in models:
+        loss = sums[name]["loss"]
+        found[name] = Closeness(
+            loss=mean_per_sequence(loss.mean(1), own["sequences"]),
+            ratio=ratio(loss, own["loss"]),
+            agreement=share_explained(sums[CHANGE + name]["energy"], own["energy"]),
+        )
+    return found
+
+
+def ratio(new: Float[Tensor, "blocks time"], old: Float[Tensor, "blocks time"]) -> Interval:
+    """sum(new) / sum(old), paired."""
+    lost = share_explained(new.sum(1), old.sum(1))
+    return Interval(1 - lost.value, 1 - lost.hi, 1 - lost.lo)
+
+
+def change_to(name: str) -> View:
+    """What it does to the subject's predictions to take another model."""
+
+    def view(context: Context, captures: Mapping[str, Capture]) -> tuple[Context, Capture]:
+        return context, predictor_only(captures[name].output - captures[SUBJECT].output)
+
+    return view
