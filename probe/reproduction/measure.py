@@ -16,7 +16,7 @@ from probe.reproduction.published import Probing
 from probe.sampling import generator_for
 from probe.solvers.chebyshev_recursion import Recursion
 from probe.tasks.base import Sequences, Task
-from probe.tasks.nonlinear_dynamics import NonlinearDynamics
+from probe.tasks.nonlinear_dynamics import FeatureMap, NonlinearDynamics
 
 SEQUENCES = 256
 SEEDS = 5
@@ -132,10 +132,11 @@ def decoded_features(
     Raises:
         InputError: The task has no such features.
     """
-    if not isinstance(task, NonlinearDynamics):
+    features = task.feature_map if isinstance(task, NonlinearDynamics) else None
+    if not isinstance(features, FeatureMap):
         raise InputError(f"task {task.name} has no features to decode")
     tokens = sequences.tokens[:, -1 - BINDING_LAGS :].transpose(0, 1)
-    targets = task.feature_map.unnormalised(tokens)
+    targets = features.unnormalised(tokens)
     everyone = torch.ones(1, targets.shape[1], dtype=torch.bool)
     fitted = in_sample.fit(layers[:, None, :, -1], everyone)
     return fitted.loss(targets).mT * 2 / targets.shape[-1]
