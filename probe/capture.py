@@ -1,7 +1,7 @@
 """Hooks to activations: one forward pass per batch, read at the sites that the stages ask for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -25,10 +25,12 @@ class Runner:
     Attributes:
         model: The model; used through this class only.
         batch_size: Sequences per forward pass, rounded up as in `capture`.
+        asked: The tokens whose predictions are handed back.
     """
 
     model: SequenceTransformer
     batch_size: int = 256
+    asked: slice = field(default_factory=lambda: slice(None))
 
     @property
     def _size(self) -> int:
@@ -39,7 +41,7 @@ class Runner:
         self,
         tokens: Float[Tensor, "batch time d_in"],
         edits: Mapping[str, Edit] = MappingProxyType({}),
-    ) -> Float[Tensor, "batch time d_v"]:
+    ) -> Float[Tensor, "batch asked d_v"]:
         """Predictions with what passes each named hook replaced by its edit.
 
         Edits see all sequences at once; so with edits there is one forward pass.
@@ -48,16 +50,18 @@ class Runner:
         size = len(tokens) if edits else self._size
         device = next(self.model.parameters()).device
         with self.model.hooks(fwd_hooks=hooks):
-            return torch.cat([self.model(part.to(device)).cpu() for part in tokens.split(size)])
+            said = [self.model(part.to(device)).cpu() for part in tokens.split(size)]
+        return torch.cat(said)[:, self.asked]
 
     @torch.no_grad()
     def resume(
         self, stream: Float[Tensor, "batch time d_model"], layer: int
-    ) -> Float[Tensor, "batch time d_v"]:
+    ) -> Float[Tensor, "batch asked d_v"]:
         """Predictions from the stream before block `layer`."""
         device = next(self.model.parameters()).device
         parts = stream.split(self._size)
-        return torch.cat([self.model.resume(part.to(device), layer).cpu() for part in parts])
+        said = [self.model.resume(part.to(device), layer).cpu() for part in parts]
+        return torch.cat(said)[:, self.asked]
 
 
 def _as_hook(edit: Edit) -> Callable[..., Tensor]:
@@ -83,6 +87,17 @@ class Capture:
     updates: Float[Tensor, "layers batch time d_model"]
     readouts: Float[Tensor, "layers_and_one batch time d_v"]
     runner: Runner | None = None
+
+    def at(self, asked: slice) -> "Capture":
+        """What the model did at some of the tokens; runs of its runner are read there too."""
+        runner = replace(self.runner, asked=asked) if self.runner else None
+        return Capture(
+            output=self.output[:, asked],
+            layers=self.layers[:, :, asked],
+            updates=self.updates[:, :, asked],
+            readouts=self.readouts[:, :, asked],
+            runner=runner,
+        )
 
 
 def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:

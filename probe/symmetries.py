@@ -13,10 +13,11 @@ from torch import Tensor
 
 from probe.sampling import uniform
 from probe.tasks.base import Sequences, Task
+from probe.tasks.inputs import Isotropic
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
 from probe.tasks.partial_observation import PartialObservation, delay_embedding
-from probe.tasks.regression import InContextRegression, Isotropic
+from probe.tasks.regression import InContextRegression
 from probe.tasks.teachers import Contracting, Gaussian, GivenSpectrum, Orthogonal
 
 ISOTROPIC = (Orthogonal, Gaussian, Contracting, GivenSpectrum)
@@ -61,7 +62,7 @@ def is_linear(task: Task) -> bool:
 
 def is_isotropic(task: Task) -> bool:
     """Whether turned sequences follow the task's law, but for the corners of its boxes."""
-    if isinstance(task, InContextRegression) and not isinstance(task.covariance, Isotropic):
+    if isinstance(task, InContextRegression) and not isinstance(task.inputs, Isotropic):
         return False
     return isinstance(task.teacher, ISOTROPIC)
 
