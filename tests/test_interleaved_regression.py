@@ -15,6 +15,8 @@ from probe.findings import Report
 from probe.input_laws import candidates, shifts
 from probe.models.training import _loss_on_fresh
 from probe.models.transformer import SequenceTransformer
+from probe.nudge import nudge_of
+from probe.pilot import scout
 from probe.pipeline import Request, analyze
 from probe.planted.base import error_against_solver, families_planted
 from probe.planted.descent import plant_descent
@@ -299,6 +301,21 @@ def test_a_memorised_map_is_no_learner(name: str, tmp_path: Path) -> None:
     assert report.verdict.algorithm_class not in ("first_order", "least_squares")
     found = {finding.analysis: finding.outcome for finding in report.findings}
     assert found["spectral_response"] != "supports"
+
+
+def test_a_nudge_tells_who_learns_in_regression_with_a_known_teacher(tmp_path: Path) -> None:
+    task = InContextRegression("p", PooledWeights(1), width=3, pairs=12, queries=6)
+    learner = families_planted()["ridge"].draw(task, generator_for(1)).model
+    memory = fixed_map(task, PooledWeights(1).members(3, 3)[0])
+    reports = [
+        analysed(model, task, tmp_path / name, 256, ("teacher_nudge",))
+        for name, model in (("learner", learner), ("memory", memory))
+    ]
+    assert [report.findings[0].outcome for report in reports] == ["supports", "contradicts"]
+    assert reports[1].verdict.algorithm_class not in ("first_order", "least_squares")
+    large = InContextRegression("l", PooledWeights(65), width=3, pairs=12, queries=6)
+    fresh = replace(large, teacher=Gaussian())
+    assert all(nudge_of(scout(Plan(t, 256, 0), 1)) == () for t in (large, fresh))
 
 
 OTHER_LAWS = {
