@@ -262,6 +262,15 @@ def test_a_planted_model_is_read_from_end_to_end(tmp_path: Path) -> None:
     assert set(report.left_out) >= {"interchange", "pair_edits"}
 
 
+def test_a_single_question_is_no_ground_for_a_verdict(tmp_path: Path) -> None:
+    """Orthogonal queries: every solver says zero, so the planted mesa-layer cannot be read."""
+    task = replace(CLEAN, points=4, shift=OrthogonalQueries())
+    planted = plant_descent(task, "gd-2", (0.04, 0.04), "gradient_descent")
+    report = analysed(planted.model, task, tmp_path)
+    assert report.verdict.algorithm_class not in ("first_order", "least_squares")
+    assert report.verdict.evidence_level == 0
+
+
 def test_a_planted_model_treats_pairs_as_a_set(tmp_path: Path) -> None:
     planted = plant_descent(CLEAN, "gd-2", (0.04, 0.04), "gradient_descent")
     untrained = families_planted()["untrained"].draw(CLEAN, generator_for(3)).model
