@@ -24,10 +24,12 @@ from probe.analysis import Setting
 from probe.causal.interchange_stage import EDITS, SWAPS, InterchangeStage, Learned
 from probe.causal.states import known_states
 from probe.causal.transfer import GAP, Transfer, fit_response, loss_after, score
+from probe.checkpoints.base import Subject
 from probe.findings import Finding, IntervalChart, LineChart, Metric, Outcome, Series, Table
 from probe.rule import Thresholds
 from probe.statistics import Interval, against_margin, bootstrap_interval, holm
 from probe.sweep import Results
+from probe.tasks.base import Spaced, Task
 from probe.views import SUBJECT, TWIN
 
 FIT_SEQUENCES, TEST_SEQUENCES = 2048, 512
@@ -42,6 +44,10 @@ class Interchange:
     name = "interchange"
     place = 60
     question = "Does the output follow a solver's state that is swapped inside the model?"
+
+    def lacks(self, subject: Subject, task: Task) -> str | None:
+        """Positions of edits are counted in tokens."""
+        return "a question at every token" if isinstance(task, Spaced) else None
 
     def stages(self, setting: Setting) -> tuple[InterchangeStage, ...]:
         """One stage; nothing for models of one block, whose state is the query itself."""

@@ -22,12 +22,14 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.capture import Edit
 from probe.causal.transfer import Place
+from probe.checkpoints.base import Subject
 from probe.findings import Finding, Metric, Outcome
 from probe.response import gcv_solve, second_differences
 from probe.rule import Thresholds
 from probe.sampling import generator_for
 from probe.statistics import Interval, bootstrap_interval, share_explained
 from probe.sweep import Batch, Results, Sums
+from probe.tasks.base import Spaced, Task
 from probe.views import SUBJECT, TWIN
 
 FIT_SEQUENCES, TEST_SEQUENCES = 1024, 1024
@@ -160,6 +162,10 @@ class PairEdits:
     name = "pair_edits"
     place = 70
     question = "Does the output follow queries and pairs that are edited inside the last attention?"
+
+    def lacks(self, subject: Subject, task: Task) -> str | None:
+        """Positions of edits are counted in tokens."""
+        return "a question at every token" if isinstance(task, Spaced) else None
 
     def stages(self, setting: Setting) -> tuple[PairEditStage, ...]:
         """One stage at two positions."""

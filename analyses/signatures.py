@@ -41,7 +41,13 @@ from probe.signatures import (
 )
 from probe.statistics import Interval, bootstrap_interval
 from probe.sweep import Results
-from probe.symmetries import can_splice, is_isotropic, is_linear, paired_tokens
+from probe.symmetries import (
+    can_splice,
+    is_isotropic,
+    is_linear,
+    paired_tokens,
+    scales_along,
+)
 from probe.views import SUBJECT
 
 NO_PAIRS = "neighbouring pairs share their tokens"
@@ -116,7 +122,7 @@ def trials_of(setting: Setting) -> dict[str, Trial | str]:
         # While pairs are few, those of two teachers have no least-squares solution of modest size.
         "splice": SpliceTrial(task, knots, windows.solved) if can_splice(task) else NOT_JOINED,
         "rotation": turns if linear else NOT_LINEAR,
-        SCALED: ScaleTrial(SCALE, knots, windows.judged) if linear else NOT_LINEAR,
+        SCALED: ScaleTrial(SCALE, knots, windows.judged) if scales_along(task) else NOT_LINEAR,
     }
 
 

@@ -1,7 +1,7 @@
 """Hooks to activations: one forward pass per batch, read at the sites that the stages ask for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -25,10 +25,12 @@ class Runner:
     Attributes:
         model: The model; used through this class only.
         batch_size: Sequences per forward pass, rounded up as in `capture`.
+        asked: The tokens whose predictions are handed back.
     """
 
     model: SequenceTransformer
     batch_size: int = 256
+    asked: slice = field(default_factory=lambda: slice(None))
 
     @property
     def _size(self) -> int:
@@ -39,7 +41,7 @@ class Runner:
         self,
         tokens: Float[Tensor, "batch time d_in"],
         edits: Mapping[str, Edit] = MappingProxyType({}),
-    ) -> Float[Tensor, "batch time d_v"]:
+    ) -> Float[Tensor, "batch asked d_v"]:
         """Predictions with what passes each named hook replaced by its edit.
 
         Edits see all sequences at once; so with edits there is one forward pass.
@@ -52,7 +54,7 @@ class Runner:
         stream: Float[Tensor, "batch time d_model"],
         layer: int,
         edits: Mapping[str, Edit] = MappingProxyType({}),
-    ) -> Float[Tensor, "batch time d_v"]:
+    ) -> Float[Tensor, "batch asked d_v"]:
         """Predictions from the stream before block `layer`, with edits as in `run`."""
         return self._through(lambda part: self.model.resume(part, layer), stream, edits)
 
@@ -63,7 +65,8 @@ class Runner:
         size = len(inputs) if edits else self._size
         device = next(self.model.parameters()).device
         with self.model.hooks(fwd_hooks=hooks):
-            return torch.cat([forward(part.to(device)).cpu() for part in inputs.split(size)])
+            said = [forward(part.to(device)).cpu() for part in inputs.split(size)]
+        return torch.cat(said)[:, self.asked]
 
 
 def _as_hook(edit: Edit) -> Callable[..., Tensor]:
@@ -89,6 +92,17 @@ class Capture:
     updates: Float[Tensor, "layers batch time d_model"]
     readouts: Float[Tensor, "layers_and_one batch time d_v"]
     runner: Runner | None = None
+
+    def at(self, asked: slice) -> "Capture":
+        """What the model did at some of the tokens; runs of its runner are read there too."""
+        runner = replace(self.runner, asked=asked) if self.runner else None
+        return Capture(
+            output=self.output[:, asked],
+            layers=self.layers[:, :, asked],
+            updates=self.updates[:, :, asked],
+            readouts=self.readouts[:, :, asked],
+            runner=runner,
+        )
 
 
 def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:

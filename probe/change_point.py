@@ -62,12 +62,15 @@ class ChangePointStage:
         return {"gram": flat.mT @ flat, "rows": torch.tensor(float(said.shape[0] * said.shape[2]))}
 
     def learn(self, sums: Sums) -> Split:
-        """The t0 of least error, and all families before it, after it and over all."""
+        """The t0 of least error, and all families before it, after it and over all.
+
+        One position alone has nothing after it.
+        """
         gram, rows = sums["gram"].sum(0), int(sums["rows"].sum())
         count = len(gram)
         ahead = gram.cumsum(0)
         least = min(LEAST, count // 2)
-        edges = range(least, count - least + 1)
+        edges = range(max(least, 1), count - least + 1)
         errors = [
             _free_error(ahead[edge - 1], self.columns)
             + _free_error(ahead[-1] - ahead[edge - 1], self.columns)
@@ -105,8 +108,9 @@ def _free_error(gram: Float[Tensor, "all all"], columns: Columns) -> Float[Tenso
     ]
     basis = torch.cat([spread, *ready], 1)
     system, cross = basis.mT @ gram[:-1, :-1] @ basis, basis.mT @ gram[:-1, -1]
-    floor = 1e-6 * system.diagonal().mean() * torch.eye(len(system), dtype=gram.dtype)
-    return gram[-1, -1] - cross @ torch.linalg.solve(system + floor, cross)
+    floor = 1e-6 * system.diagonal().mean() + torch.finfo(gram.dtype).tiny  # zeros of no position
+    system = system + floor * torch.eye(len(system), dtype=gram.dtype)
+    return gram[-1, -1] - cross @ torch.linalg.solve(system, cross)
 
 
 @dataclass(frozen=True)

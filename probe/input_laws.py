@@ -4,12 +4,18 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 
 from probe.tasks.base import Task
+from probe.tasks.functions import ScaledFunctions
+from probe.tasks.inputs import Geometric, InputLaw, Isotropic, ScaledInputs
+from probe.tasks.interleaved_regression import InterleavedRegression
 from probe.tasks.linear_dynamics import LinearDynamics
-from probe.tasks.regression import Covariance, Geometric, InContextRegression, Isotropic
+from probe.tasks.regression import InContextRegression
+from probe.tasks.shifts import SHIFTS, OrthogonalQueries
 from probe.tasks.teachers import Contracting, GivenSpectrum, Orthogonal, TeacherLaw
+from probe.tasks.weights import ScaledTeacher
 
 OWN = "own law"
 TWO_CLUSTER = "two-cluster spectrum"
+FACTORS = (1 / 3, 1 / 2, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -69,15 +75,45 @@ def _spectra(width: int) -> dict[str, TeacherLaw]:
 
 
 @_variations.register
-def _(task: InContextRegression) -> tuple[Inputs, ...]:
+def _(task: InContextRegression | InterleavedRegression) -> tuple[Inputs, ...]:
     """Every covariance of the inputs, with the task's noise and ten times as much."""
-    covariances: dict[str, Covariance] = {
+    laws: dict[str, InputLaw] = {
         "inputs of equal variance": Isotropic(),
         **{f"condition {c}": Geometric(float(c)) for c in (10, 30, 100)},
     }
-    changed = {"": task, "noise x 10": replace(task, noise=10 * task.noise)}
+    changed = {
+        "": task,
+        **({"noise x 10": replace(task, noise=10 * task.noise)} if task.noise else {}),
+    }
     return tuple(
-        Inputs(", ".join(part for part in (name, change) if part), replace(made, covariance=law))
-        for name, law in covariances.items()
+        Inputs(", ".join(part for part in (name, change) if part), replace(made, inputs=law))
+        for name, law in laws.items()
         for change, made in changed.items()
     )
+
+
+def shifts(task: InContextRegression | InterleavedRegression) -> tuple[Inputs, ...]:
+    """The shifts of Garg et al. 2022, section 4, that the task can be sampled under.
+
+    Queries elsewhere than the context, and inputs or labels of another size. Orthogonal queries
+    are left out where the context can fill all directions.
+    """
+    pairs = task.pairs if isinstance(task, InContextRegression) else task.points - 1
+    room = pairs < task.width
+    moved = [
+        Inputs(name, replace(task, shift=shift))
+        for name, shift in SHIFTS.items()
+        if room or not isinstance(shift, OrthogonalQueries)
+    ]
+    for factor in FACTORS:
+        inputs = ScaledInputs(task.inputs, factor)
+        moved.append(Inputs(f"inputs x {factor:.3g}", replace(task, inputs=inputs)))
+        moved.append(Inputs(f"labels x {factor:.3g}", _with_labels(task, factor)))
+    return tuple(moved)
+
+
+def _with_labels(task: InContextRegression | InterleavedRegression, factor: float) -> Task:
+    """The task with clean labels scaled; their noise stays."""
+    if isinstance(task, InterleavedRegression):
+        return replace(task, functions=ScaledFunctions(task.functions, factor))
+    return replace(task, teacher=ScaledTeacher(task.teacher, factor))

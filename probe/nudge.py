@@ -12,10 +12,13 @@ from probe.sweep import Batch, Results, Sums
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
+from probe.tasks.regression import InContextRegression
 from probe.tasks.teachers import Fixed, Pool, nudged
+from probe.tasks.weights import PooledWeights
 from probe.views import SUBJECT
 
 EPS = 0.05  # of the turn, in radians per pair of directions
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,31 @@ class NudgeStage:
 
 
 def nudge_of(setting: Setting) -> tuple[NudgeStage, ...]:
-    """The nudge of a task whose teacher acts on what the model sees; nothing for other tasks."""
+    """The nudge of a task whose teacher acts on what the model sees; nothing for other tasks.
+
+    Of regression only tasks with few known teachers are nudged: those of all others are fresh.
+    """
     task = setting.task
-    if not isinstance(task, LinearDynamics | NonlinearDynamics):
+    if not isinstance(task, LinearDynamics | NonlinearDynamics | InContextRegression):
         return ()
-    turned = nudged(task.teacher, task.width, EPS)
+    known = _known(task)
+    if known is None and isinstance(task, InContextRegression):
+        return ()
+    turned = nudged(known or task.teacher, task.width, EPS)
     bases = tuple(tuple(tuple(row) for row in base) for base in turned.base.matrices.tolist())
     changed = replace(task, teacher=turned)
     return (NudgeStage(bases, setting.windows.judged, EPS, changed),)
 
 
+def _known(task: Task) -> Fixed | Pool | None:
+    """The teachers of a task if they are few enough to be told apart by a table."""
+    teacher = task.teacher
+    if isinstance(teacher, PooledWeights) and teacher.size <= FEW:
+        return Pool(teacher.members(task.width_out, task.width_out))
+    return teacher if isinstance(teacher, Fixed | Pool) else None
+
+
 def known_teachers(task: Task) -> int:
     """How many teachers make all sequences; 0 where every sequence has one of its own."""
-    return len(task.teacher.matrices) if isinstance(task.teacher, Fixed | Pool) else 0
+    known = _known(task)
+    return len(known.matrices) if known else 0

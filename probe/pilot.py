@@ -17,16 +17,17 @@ def scout(plan: Plan, layers: int) -> Setting:
     contexts = [_pose(plan, shard) for shard in range(SHARDS)]
     first = plan.task.windows.judged[0]
     mu = torch.cat([c.spectrum.mu[:, first:][c.spectrum.present[:, first:]] for c in contexts])
-    low, top = _quantile(mu, 0.01), _quantile(mu, 0.99)
+    top = _quantile(mu, 0.99)
     loss = torch.stack([_ridge_losses(context, first) for context in contexts]).sum(0)
+    ridge = float(RIDGES[int(loss.argmin())])
     return Setting(
         task=plan.task,
         layers=layers,
         windows=plan.task.windows,
-        knots=tuple(log_knots(low, float(mu.max())).tolist()),
+        knots=tuple(log_knots(_lowest(mu, ridge), float(mu.max())).tolist()),
         mu_top=top,
         step_bound=2 / top,
-        ridge=float(RIDGES[int(loss.argmin())]),
+        ridge=ridge,
         sequences=plan.sequences,
     )
 
@@ -39,6 +40,17 @@ def _pose(plan: Plan, shard: int) -> Context:
 def _quantile(values: Tensor, share: float) -> float:
     ordered = values.sort().values
     return float(ordered[round(share * (len(ordered) - 1))])
+
+
+def _lowest(mu: Tensor, ridge: float) -> float:
+    """Where the curve of shrinkage begins, which is constant below.
+
+    The 1 % quantile of the eigenvalues, where least squares has solved these. Where labels are so
+    noisy that the best penalty shrinks them too, the curve falls on below, and is followed to a
+    thirtieth of the penalty: rare eigenvalues there would outweigh all others otherwise.
+    """
+    low = _quantile(mu, 0.01)
+    return min(low, max(low * low / (10 * ridge), ridge / 30, _quantile(mu, 0.001)))
 
 
 def _ridge_losses(context: Context, first: int) -> Float[Tensor, " ridges"]:

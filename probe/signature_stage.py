@@ -86,7 +86,7 @@ class ContextTrial:
 
     Attributes:
         pairs: Where the pairs are.
-        ends: Positions of the queries; the sequence is cut after each.
+        ends: Places of the queries; the sequence is cut after each.
     """
 
     pairs: PairedTokens
@@ -101,10 +101,10 @@ class ContextTrial:
         said = []
         for end in self.ends:
             among = self.pairs.before(end)
-            cut = tokens[:, : end + 1]
+            cut = self.pairs.until(tokens, end)
             part = uniform(generator, 0.0, 1.0, len(tokens), among[1] - among[0])
             weights = (0 * part, 0 * part + 0.5, part, 1 - part)
-            changed = [permuted(cut, among, generator)]
+            changed = [permuted(cut, among, generator, self.pairs.span)]
             changed += [with_values(cut, self.pairs, weight) for weight in weights]
             last = runner.run(torch.cat(changed))[:, -1].unflatten(0, (len(changed), -1))
             said.append(torch.stack([batch.capture.output[:, end], *last], -1))

@@ -26,7 +26,7 @@ from probe.models.transformer import SequenceTransformer
 from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
-from probe.tasks.base import Sequences, Task, shifted
+from probe.tasks.base import Sequences, Task, asked_tokens, shifted
 from probe.threads import one_thread
 
 FOLDS = 4
@@ -303,7 +303,7 @@ class Sweep:
         sequences = self.plan.draw(job.split, job.shard, job.count)
         context = Context(sequences, self.plan.task.problem(sequences))
         captures = {
-            name: self.forward(model, self._tokens(name, job, sequences), self.plan.batch_size)
+            name: self._seen(name, model, self._tokens(name, job, sequences))
             for name, model in self._models().items()
         }
         blocks = (job.start + torch.arange(job.count)) % BLOCKS
@@ -321,6 +321,11 @@ class Sweep:
                 for stage, view in keys
             }
         return sequences.clipped_share, sums
+
+    def _seen(self, name: str, model: SequenceTransformer, tokens: Tensor) -> Capture:
+        """What a model did where its task asks."""
+        seen = self.forward(model, tokens, self.plan.batch_size)
+        return seen.at(asked_tokens(self.layouts.get(name, self.plan.task)))
 
     def _tokens(self, model: str, job: _Job, sequences: Sequences) -> Tensor:
         """The sequences as the model reads them."""

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from probe.sampling import uniform
 from probe.tasks.base import Sequences, Task
+from probe.tasks.functions import Linear
+from probe.tasks.inputs import Isotropic
+from probe.tasks.interleaved_regression import InterleavedRegression
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
 from probe.tasks.partial_observation import PartialObservation, delay_embedding
-from probe.tasks.regression import InContextRegression, Isotropic
+from probe.tasks.regression import InContextRegression
 from probe.tasks.teachers import Contracting, Gaussian, GivenSpectrum, Orthogonal
 
 ISOTROPIC = (Orthogonal, Gaussian, Contracting, GivenSpectrum)
@@ -24,21 +27,31 @@ ISOTROPIC = (Orthogonal, Gaussian, Contracting, GivenSpectrum)
 
 @dataclass(frozen=True)
 class PairedTokens:
-    """Tokens each of which carries a pair of its own, so that pairs can be changed one by one.
+    """Tokens that carry pairs of their own, so that pairs can be changed one by one.
+
+    Places count steps of `span` tokens, which are positions of the problem.
 
     Attributes:
         values: The channels [start, stop) of a token that hold its value.
-        first: The first token that carries a pair.
-        stop: The token after the last that can.
+        first: The first place that carries a pair.
+        stop: The place after the last that can.
+        span: The tokens of a pair; the last of them holds its value.
     """
 
     values: tuple[int, int]
     first: int
     stop: int
+    span: int = 1
 
     def before(self, end: int) -> tuple[int, int]:
-        """The range of the tokens with pairs that come before token `end`."""
+        """The range of the places with pairs that come before place `end`."""
         return self.first, min(end, self.stop)
+
+    def until(
+        self, tokens: Float[Tensor, "batch time d_in"], end: int
+    ) -> Float[Tensor, "batch cut d_in"]:
+        """The tokens up to the query at place `end`, which is the first token there."""
+        return tokens[:, : self.span * end + 1]
 
 
 def paired_tokens(task: Task) -> PairedTokens | None:
@@ -51,6 +64,8 @@ def paired_tokens(task: Task) -> PairedTokens | None:
         return PairedTokens((task.width, 3 * task.width), 1, task.length)
     if isinstance(task, InContextRegression):
         return PairedTokens((2 * task.width, 3 * task.width), 0, task.pairs)
+    if isinstance(task, InterleavedRegression):
+        return PairedTokens((0, task.width_out), 0, task.points, span=2)
     return None
 
 
@@ -59,9 +74,16 @@ def is_linear(task: Task) -> bool:
     return isinstance(task, LinearDynamics | PartialObservation | InContextRegression)
 
 
+def scales_along(task: Task) -> bool:
+    """Whether tokens scaled by c are those of scaled keys, values and queries."""
+    if isinstance(task, InterleavedRegression):
+        return isinstance(task.functions, Linear)
+    return is_linear(task)
+
+
 def is_isotropic(task: Task) -> bool:
     """Whether turned sequences follow the task's law, but for the corners of its boxes."""
-    if isinstance(task, InContextRegression) and not isinstance(task.covariance, Isotropic):
+    if isinstance(task, InContextRegression) and not isinstance(task.inputs, Isotropic):
         return False
     return isinstance(task.teacher, ISOTROPIC)
 
@@ -70,12 +92,16 @@ def permuted(
     tokens: Float[Tensor, "batch time d_in"],
     among: tuple[int, int],
     generator: torch.Generator,
+    span: int = 1,
 ) -> Float[Tensor, "batch time d_in"]:
-    """The tokens of a range in another order, drawn for every sequence."""
+    """The pairs of a range of places in another order, drawn for every sequence."""
     start, stop = among
     order = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
     drawn = uniform(generator, 0.0, 1.0, len(tokens), stop - start)
-    order[:, start:stop] = start + drawn.argsort(1)
+    places = start + drawn.argsort(1)
+    order[:, span * start : span * stop] = (span * places[..., None] + torch.arange(span)).flatten(
+        1
+    )
     return tokens.gather(1, order[..., None].expand_as(tokens))
 
 
@@ -84,11 +110,11 @@ def with_values(
     pairs: PairedTokens,
     weights: Float[Tensor, "#batch n"],
 ) -> Float[Tensor, "batch time d_in"]:
-    """The values of n tokens, from the first with a pair, times one weight each."""
+    """The values of n pairs, from the first, times one weight each."""
     changed = tokens.clone()
-    changed[:, pairs.first : pairs.first + weights.shape[1], slice(*pairs.values)] *= weights[
-        ..., None
-    ].to(tokens)
+    first, span = pairs.first, pairs.span
+    holders = slice(span * (first + 1) - 1, span * (first + weights.shape[1]), span)
+    changed[:, holders, slice(*pairs.values)] *= weights[..., None].to(tokens)
     return changed
 
 

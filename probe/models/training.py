@@ -20,7 +20,7 @@ from probe.models.recipes import Optimiser, Recipe
 from probe.models.training_folder import TrainingFolder
 from probe.models.transformer import SequenceTransformer
 from probe.sampling import generator_for
-from probe.tasks.base import Task, find_task
+from probe.tasks.base import Task, asked_tokens, find_task
 from probe.threads import one_thread
 
 VERSION = 1
@@ -279,4 +279,5 @@ def _loss_on_fresh(
     sequences = task.sample(count, generator)
     tokens, targets = sequences.tokens, task.problem(sequences).targets
     device = next(model.parameters()).device
-    return sequence_loss(model(tokens.to(device)), targets.to(device))
+    said = model(tokens.to(device))[:, asked_tokens(task)]
+    return sequence_loss(said, targets.to(device))

@@ -15,7 +15,7 @@ from probe import registry
 from probe.models.transformer import SequenceTransformer
 from probe.solvers.base import Posed
 from probe.sweep import Context
-from probe.tasks.base import Task
+from probe.tasks.base import Task, asked_tokens
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def error_against_solver(planted: Planted, count: int, generator: torch.Generato
     sequences = planted.task.sample(count, generator)
     context = Context(sequences, planted.task.problem(sequences))
     tokens = sequences.tokens.to(next(planted.model.parameters()).dtype)
-    output = planted.model(tokens).double()[:, 1:]
+    output = planted.model(tokens).double()[:, asked_tokens(planted.task)][:, 1:]
     expected = planted.solver(context)[:, 1:]
     scale = max(1.0, float(expected.square().mean().sqrt()))
     return float((output - expected).abs().max()) / scale

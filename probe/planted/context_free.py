@@ -40,8 +40,8 @@ class PlantedMap:
 
     def draw(self, task: Task, generator: torch.Generator) -> Planted:
         """Draws P where the task does not give it."""
-        given = isinstance(task.teacher, Fixed)
-        law = task.teacher if given else Orthogonal()
+        law = task.teacher if isinstance(task.teacher, Fixed) else Orthogonal()
+        given = isinstance(law, Fixed)
         matrix = law.draw(1, task.width_out, generator)[0]
         matrix = matrix if given else matrix * between(generator, 0.5, 1.0)
         shared = Frame.of(task)

@@ -13,7 +13,7 @@ from torch import Tensor
 from probe.planted import frame
 from probe.planted.base import Planted, Truth
 from probe.planted.descent import Filtered
-from probe.planted.frame import Frame
+from probe.planted.frame import Frame, pair_widths
 from probe.planted.scales import between, scales_of, whole
 from probe.planted.slots import Layer, linear
 from probe.tasks.base import Task
@@ -68,8 +68,8 @@ class PlantedMomentum:
         )
 
     def _frame(self, task: Task) -> Frame:
-        width = task.width_out
-        return Frame.of(task, extras={"dy": width, "dr": width})
+        values, keys = pair_widths(task)
+        return Frame.of(task, extras={"dy": values, "dr": keys})
 
 
 def _layer(shared: Frame, eta: float, beta: float) -> Layer:

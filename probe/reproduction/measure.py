@@ -15,7 +15,7 @@ from probe.reproduction import in_sample, published
 from probe.reproduction.published import Probing
 from probe.sampling import generator_for
 from probe.solvers.chebyshev_recursion import Recursion
-from probe.tasks.base import Sequences, Task
+from probe.tasks.base import Sequences, Task, asked_tokens
 from probe.tasks.nonlinear_dynamics import FeatureMap, NonlinearDynamics
 
 SEQUENCES = 256
@@ -60,7 +60,7 @@ class Prober:
 
     def measure(self, model: SequenceTransformer, sequences: Sequences) -> Measured:
         """One forward pass, then every quantity."""
-        seen = capture(model, sequences.tokens, SEQUENCES)
+        seen = capture(model, sequences.tokens, SEQUENCES).at(asked_tokens(self.task))
         following = self.task.problem(sequences).targets
         found = {published.LOSS: loss_by_position(seen.output, following)}
         if self.quantities & {published.CURRENT, published.NEXT}:

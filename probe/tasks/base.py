@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probe import registry, tasks
 from probe.problem import InContextProblem
+from probe.tasks.functions import FunctionClass
 from probe.tasks.teachers import TeacherLaw
 
 
@@ -20,18 +21,18 @@ class Sequences:
     Attributes:
         tokens: What the model reads.
         observations: What is seen at each position, and one more. In dynamics s_0 .. s_T; the
-            target at position t is s_{t+1}.
+            target at position t is s_{t+1}. Positions are those of the problem (see `Spaced`).
         oracle: Expectation of the target for one who knows the teacher and the hidden state.
         features: What the teacher acts on linearly; the observation itself in linear dynamics.
-        teachers: The hidden matrix W of each sequence.
+        teachers: The hidden matrix W of each sequence; NaN where what is hidden is no matrix.
         clipped_share: Share of entries that the task's clip has changed.
     """
 
-    tokens: Float[Tensor, "batch time d_in"]
-    observations: Float[Tensor, "batch time_and_one d_out"]
+    tokens: Float[Tensor, "batch tokens d_in"]
+    observations: Float[Tensor, "batch time_and_one d_seen"]
     oracle: Float[Tensor, "batch time d_out"]
     features: Float[Tensor, "batch time d_feature"]
-    teachers: Float[Tensor, "batch d_w d_w"]
+    teachers: Float[Tensor, "batch d_to d_from"]
     clipped_share: float
 
 
@@ -44,12 +45,12 @@ class Task(Protocol):
         """The name under which users ask for the task."""
 
     @property
-    def teacher(self) -> TeacherLaw:
-        """The law of the hidden matrix."""
+    def teacher(self) -> TeacherLaw | FunctionClass:
+        """The law of the hidden matrix, or of the hidden function."""
 
     @property
     def length(self) -> int:
-        """Number of positions T."""
+        """Number of tokens T."""
 
     @property
     def width_in(self) -> int:
@@ -71,6 +72,26 @@ class Task(Protocol):
 
     def params(self) -> Mapping[str, object]:
         """The task's parameters, as they stand in a report."""
+
+
+@runtime_checkable
+class Spaced(Protocol):
+    """A task that asks at some of its tokens only, so that others only tell.
+
+    Its problem, its windows and all that is read from a model have one position per question;
+    tokens between two questions belong to neither. Position i holds the query of the i-th question
+    and the newest pair that has been told before it. What a model says at the other tokens is not
+    looked at, and is not trained.
+    """
+
+    @property
+    def asked(self) -> slice:
+        """The tokens at which a question stands, in order."""
+
+
+def asked_tokens(task: Task) -> slice:
+    """The tokens at which the task asks: all, but for spaced tasks."""
+    return task.asked if isinstance(task, Spaced) else slice(None)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Linear dynamics: s_{t+1} = clip(W s_t + noise); von Oswald et al. 2023, section 3.1."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,8 @@ from probe.problem import InContextProblem
 from probe.sampling import normal, uniform
 from probe.tasks.base import Sequences, Windows, growing_windows, shifted
 from probe.tasks.teachers import Contracting, Fixed, GivenSpectrum, Orthogonal, Pool, TeacherLaw
+
+_PLAIN = (int, float, str, tuple)
 
 
 @runtime_checkable
@@ -123,19 +125,18 @@ def dynamics_problem(sequences: Sequences) -> InContextProblem:
 
 def describe(task: object) -> dict[str, object]:
     """The fields of a task for a report: plain values as they are, laws and layouts by name."""
-    fields = dict(vars(task))
-    fields.pop("name")
+    return {name: value for name, value in _fields(task).items() if name != "name"}
+
+
+def _fields(law: object) -> dict[str, object]:
+    """Fields without tensors; those that are laws themselves with their kind."""
     return {
-        key: value if isinstance(value, int | float | str) else _describe_law(value)
-        for key, value in fields.items()
+        name: value
+        if isinstance(value, _PLAIN)
+        else {"kind": type(value).__name__, **_fields(value)}
+        for name, value in vars(law).items()
         if not isinstance(value, Tensor)
     }
-
-
-def _describe_law(law: object) -> dict[str, object]:
-    values = asdict(law)  # type: ignore[call-overload]
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict | Tensor)}
-    return {"kind": type(law).__name__, **plain}
 
 
 def _with_layouts(task: LinearDynamics) -> dict[str, LinearDynamics]:

@@ -1,53 +1,33 @@
 """Linear regression in context, with pairs first and queries behind them; Garg et al. 2022."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from probe.problem import InContextProblem
-from probe.sampling import normal
 from probe.tasks.base import Sequences, Windows
+from probe.tasks.inputs import Clustered, Geometric, InputLaw, Isotropic, Laplace, PowerLaw
+from probe.tasks.label_noise import (
+    Clean,
+    Corrupted,
+    Corruption,
+    GaussianNoise,
+    NoiseLaw,
+    StudentNoise,
+    VaryingNoise,
+)
 from probe.tasks.linear_dynamics import describe
-from probe.tasks.teachers import Gaussian, TeacherLaw
-
-
-@runtime_checkable
-class Covariance(Protocol):
-    """The law of the inputs, x ~ N(0, Sigma)."""
-
-    def scales(self, width: int) -> Float[Tensor, " width"]:
-        """Standard deviations along the axes of Sigma, in float64; their mean square is 1."""
-
-
-@dataclass(frozen=True)
-class Isotropic:
-    """Sigma = I."""
-
-    def scales(self, width: int) -> Float[Tensor, " width"]:
-        """Ones."""
-        return torch.ones(width, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Geometric:
-    """Eigenvalues of Sigma fall geometrically; the largest is `condition` times the smallest."""
-
-    condition: float = 30.0
-
-    def scales(self, width: int) -> Float[Tensor, " width"]:
-        """Falling from the first channel to the last."""
-        places = torch.linspace(0, 1, width, dtype=torch.float64)
-        variances = self.condition**-places
-        return (variances / variances.mean()).sqrt()
+from probe.tasks.shifts import NoShift, QueryShift
+from probe.tasks.teachers import Fixed, Gaussian, TeacherLaw
+from probe.tasks.weights import GaussianWeights, PooledWeights, SparseWeights
 
 
 @dataclass(frozen=True)
 class InContextRegression:
-    """x ~ N(0, Sigma), v_j = W x_j + noise; predict W x at the query positions.
+    """v_j = W x_j + noise; predict W x at the query positions.
 
     Of `pairs` context positions the first n hold a pair, n uniform between width // 2 and `pairs`;
     the others are zero. Behind them come `queries` query positions, which offer no pair, so that
@@ -57,20 +37,26 @@ class InContextRegression:
     Attributes:
         name: Name of the task.
         teacher: The law of W.
-        covariance: The law of the inputs.
+        inputs: The law of the inputs x.
         width: Width of inputs and of values.
         pairs: The most pairs.
         queries: The number of query positions.
-        noise: Standard deviation of the noise of values; targets have none.
+        noise: Scale of the noise of values; targets have none.
+        noise_law: The law of noise of scale 1.
+        corruption: Which values of the context are replaced, and by what.
+        shift: How the queries differ from the inputs of the context.
     """
 
     name: str
     teacher: TeacherLaw
-    covariance: Covariance = Isotropic()
+    inputs: InputLaw = field(default_factory=Isotropic)
     width: int = 10
     pairs: int = 20
     queries: int = 8
     noise: float = 0.01
+    noise_law: NoiseLaw = field(default_factory=GaussianNoise)
+    corruption: Corruption = field(default_factory=Clean)
+    shift: QueryShift = field(default_factory=NoShift)
 
     @property
     def length(self) -> int:
@@ -96,14 +82,15 @@ class InContextRegression:
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Draws teachers, inputs, the number of pairs, and noise."""
         teachers = self.teacher.draw(count, self.width, generator)
-        scales = self.covariance.scales(self.width)
-        inputs = scales * normal(generator, count, self.length, self.width)
-        noise = self.noise * normal(generator, count, self.length, self.width)
+        inputs = self.inputs.draw(count, self.length, self.width, generator)
+        noise = self.noise * self.noise_law.draw(count, self.length, self.width, generator)
         used = torch.randint(self.width // 2, self.pairs + 1, (count, 1), generator=generator)
         inputs[:, : self.pairs] *= (torch.arange(self.pairs) < used)[..., None]
-        there = inputs.ne(0).any(-1, keepdim=True)
+        context, queries = inputs.split([self.pairs, self.queries], 1)
+        inputs = torch.cat(self.shift.apply(context, queries, generator), 1)
+        there, asked = inputs.ne(0).any(-1, keepdim=True), self._asked()
         clean = torch.einsum("bij,btj->bti", teachers, inputs)
-        values, asked = clean + noise * there, self._asked()
+        values = self.corruption.spoil(clean + noise * there, (there & ~asked)[..., 0], generator)
         seen = torch.where(asked, inputs, values)
         nothing = torch.zeros_like(inputs)
         slots = (nothing, inputs * asked, values * ~asked, inputs * ~asked)
@@ -141,7 +128,27 @@ class InContextRegression:
         return {**describe(self), "length": self.length}
 
 
+_ENTRIES = GaussianWeights(10**-0.5)  # values of the size of the inputs
 NAMED = {
-    "regression": InContextRegression("regression", Gaussian()),
-    "regression-skewed": InContextRegression("regression-skewed", Gaussian(), Geometric()),
+    task.name: task
+    for task in (
+        InContextRegression("regression", Gaussian()),
+        InContextRegression("regression-skewed", Gaussian(), Geometric()),
+        InContextRegression("regression-ill-conditioned", Gaussian(), Geometric(1e4)),
+        InContextRegression("regression-two-cluster", Gaussian(), Clustered(2)),
+        InContextRegression("regression-power-law", Gaussian(), PowerLaw()),
+        InContextRegression("regression-laplace", Gaussian(), Laplace()),
+        InContextRegression("regression-noisy", Gaussian(), noise=0.5),
+        InContextRegression(
+            "regression-varying-noise", Gaussian(), noise=1.0, noise_law=VaryingNoise()
+        ),
+        InContextRegression(
+            "regression-heavy-tails", Gaussian(), noise=0.5, noise_law=StudentNoise()
+        ),
+        InContextRegression("regression-corrupted", Gaussian(), corruption=Corrupted(3)),
+        InContextRegression("regression-sparse", SparseWeights(3, tau=3**-0.5)),
+        InContextRegression("regression-pool", PooledWeights(64, seed=0, law=_ENTRIES)),
+        InContextRegression("regression-large-pool", PooledWeights(2**15, seed=0, law=_ENTRIES)),
+        InContextRegression("regression-fixed-teacher", Fixed.from_seed(10, seed=0)),
+    )
 }

@@ -43,13 +43,15 @@ class Orthogonal:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """W with entries N(0, 1/width), fresh for every sequence."""
+    """W with entries N(0, tau^2 / width), fresh for every sequence."""
+
+    tau: float = 1.0
 
     def draw(
         self, count: int, width: int, generator: torch.Generator
     ) -> Float[Tensor, "batch width width"]:
-        """Predictions have the size of the inputs on average."""
-        return normal(generator, count, width, width) / width**0.5
+        """Predictions have tau times the size of the inputs on average."""
+        return self.tau * normal(generator, count, width, width) / width**0.5
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from probe.progress import Phases
 from probe.rule import LEARNERS
 from probe.statistics import Interval, mean_per_sequence, share_explained
 from probe.sweep import PILOT, Measured, Plan, Stage, Sweep, View
+from probe.tasks.base import Spaced
 from probe.threads import one_thread
 from probe.transplant.binding import Binding, BindingStage, bindings
 from probe.transplant.explicit import Answer, ExplicitStage
@@ -117,6 +118,10 @@ def transplant(
     """
     if reason := unfit(verdict):
         return Refusal(reason)
+    if isinstance(plan.task, Spaced):
+        return Refusal(
+            "Pairs lie on two tokens: no token's stream can state the problem by itself."
+        )
     check_fit(subject, plan)
     phases = phases or Phases(lambda done, total: None, len(STEPS) + (tuning_steps > 0))
     with one_thread():
