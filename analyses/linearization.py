@@ -10,10 +10,11 @@ the first block replaced together.
 Controls: the layer's output set to zero, and to its mean by position; a linear map of the stream
 at the same position, which sees no context. A layer that can be left out is idle, and one that a
 map replaces is local: neither says anything of attention.
-Refuted for a layer whose replacement costs more than LINEAR. Cost: minutes.
+Refuted for a layer whose replacement costs more than LINEAR, or saves less than half of what the
+layer is worth. Cost: minutes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import pandas as pd
@@ -40,6 +41,7 @@ from probe.tasks.base import Task
 
 LINEAR = 1.15  # published: later layers at 60 dimensions cost a factor of 1.03 to 1.15
 IDLE = 1.05  # the loss without the layer
+SAVED = 0.5  # of what the layer is worth
 LAST = 5  # evaluations of the search
 Role = Literal["model", "theory", "control"]
 TOGETHER, NEEDED = 1.25, 2.0  # all at once replaced, and left out
@@ -95,11 +97,14 @@ def conclude(found: Linearised, task: Task) -> Finding:
 def reads(cost: Cost) -> str:
     """What the layer is: what stands in its place at little cost, or "not linear".
 
-    A form of linear attention counts where it is better than a map, beyond their intervals.
+    What saves less than SAVED of the loss without the layer does not do what the layer does. A
+    form of linear attention counts where it is better than a map, beyond their intervals.
     """
-    if cost.ratio["zero"].hi <= IDLE:
+    without = cost.ratio["zero"]
+    if without.hi <= IDLE:
         return "idle"
-    cheap = [way for way in (*FORMS, "map") if cost.ratio[way].hi <= LINEAR]
+    bound = min(LINEAR, 1 + (1 - SAVED) * (without.lo - 1))
+    cheap = [way for way in (*FORMS, "map") if cost.ratio[way].hi <= bound]
     local = cost.ratio["map"].lo
     acting = [way for way in cheap if way in FORMS and cost.ratio[way].hi < local]
     fitting = acting or cheap[-1:]
@@ -137,13 +142,20 @@ def _bearing(rows: list[Cost]) -> str:
     for form in FORMS:
         mine = [row for row in rows if reads(row) == WORDS[form]]
         if mine:
-            costs = sorted(row.ratio[form].value for row in mine)
-            span = f"{costs[0]:.2f}" + (f" to {costs[-1]:.2f}" if len(costs) > 1 else "")
-            each = "each replaced" if len(costs) > 1 else "replaced"
-            verb = "act" if len(costs) > 1 else "acts"
+            costs, left_out = (_range(row.ratio[way] for row in mine) for way in (form, "zero"))
+            each = "each replaced" if len(mine) > 1 else "replaced"
+            verb = "act" if len(mine) > 1 else "acts"
             layers = _numbers([row.layer for row in mine])
-            parts.append(f"softmax {layers} {verb} as {WORDS[form]} ({each}: loss x {span})")
+            parts.append(
+                f"softmax {layers} {verb} as {WORDS[form]} ({each}: loss x {costs}; left out: "
+                f"x {left_out})"
+            )
     return f"Its {'; its '.join(parts)}." if parts else ""
+
+
+def _range(intervals: Iterable[Interval]) -> str:
+    values = [f"{value:.2f}" for value in sorted(interval.value for interval in intervals)]
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _numbers(layers: list[int]) -> str:

@@ -166,6 +166,17 @@ def test_an_idle_layer_is_no_linear_layer(descent) -> None:
     assert finding.outcome == "inconclusive" and finding.bearing == ""
 
 
+def test_a_replacement_must_save_half_of_what_the_layer_is_worth(descent) -> None:
+    """A layer of which little depends is not replaced by whatever costs less than it."""
+    sums, clean = dict(descent.replaced.sums), descent.losses["subject"][:, None]
+    ways = torch.tensor([1.13, 1.05, 1.2, 1.2, 1.2], dtype=torch.float64)
+    for worth, reading in ((1.2, "averaged linear attention"), (1.08, "not linear")):
+        ways[-1] = worth
+        sums["loss"] = (clean * ways)[:, None].expand(-1, 2, -1)
+        changed = replace(descent, replaced=replace(descent.replaced, sums=sums))
+        assert set(conclude(changed, find_task(CONSTRUCTED)).tables[0].frame["reads"]) == {reading}
+
+
 def test_bits_do_not_depend_on_workers_or_batch(tiny_model, small_task) -> None:
     effort = Effort(Round(16, 3), Round(32, 3), 2)
     plans = (Plan(small_task, 256, 1, 256, 1), Plan(small_task, 256, 1, 16, 2))
