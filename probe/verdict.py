@@ -220,13 +220,17 @@ def _level(found: Class, groups: Standing, score: Score | None, evidence: Eviden
     # learner of one layer behind blocks that copy, and no state passes between layers.
     alone = evidence.layers == 1 or outcomes.get("pair_edits") == "supports"
     needed = ("layer_reconstruction",) if alone else _INSIDE
-    if any(outcomes.get(name) != "supports" for name in needed):
+    # A closed form of the weights whose network agrees with the model says what every layer does.
+    read = outcomes.get("weights") == "supports"
+    inside = read or all(outcomes.get(name) == "supports" for name in needed)
+    if not inside or any(outcomes.get(name) == "contradicts" for name in _MECHANISM):
         return 1
     edits = [outcomes.get(name) for name in _CAUSAL]
     return 3 if "supports" in edits and "contradicts" not in edits else 2
 
 
 _INSIDE = ("layer_reconstruction", "linear_probing", "update_law")
+_MECHANISM = ("token_binding", "features", "weights")  # without pairs or features nothing can learn
 _CAUSAL = ("interchange", "pair_edits", "ablation")
 
 
