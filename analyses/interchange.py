@@ -29,7 +29,7 @@ from probe.findings import Finding, IntervalChart, LineChart, Metric, Outcome, S
 from probe.rule import Thresholds
 from probe.statistics import Interval, against_margin, bootstrap_interval, holm
 from probe.sweep import Results
-from probe.tasks.base import Spaced, Task
+from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT, TWIN
 
 FIT_SEQUENCES, TEST_SEQUENCES = 2048, 512
@@ -47,7 +47,7 @@ class Interchange:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Positions of edits are counted in tokens."""
-        return "a question at every token" if isinstance(task, Spaced) else None
+        return lacks_questions(task)
 
     def stages(self, setting: Setting) -> tuple[InterchangeStage, ...]:
         """One stage; nothing for models of one block, whose state is the query itself."""

@@ -37,7 +37,7 @@ from probe.linearization.costs import Cost, cost_alone, cost_together, shares, t
 from probe.linearization.run import FORMS, WITHOUT, Linearised, linearise
 from probe.linearization.surgery import softmax_layers
 from probe.statistics import Interval
-from probe.tasks.base import Task
+from probe.tasks.base import Task, lacks_questions
 
 LINEAR = 1.15  # published: later layers at 60 dimensions cost a factor of 1.03 to 1.15
 IDLE = 1.05  # the loss without the layer
@@ -63,8 +63,10 @@ class Linearization:
     thorough = True
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
-        """Softmax attention."""
-        return None if softmax_layers(subject.model) else "it has no softmax attention"
+        """Softmax attention, and a question at every token that it reads."""
+        if not softmax_layers(subject.model):
+            return "it has no softmax attention"
+        return lacks_questions(task)
 
     def run(self, bench: Bench) -> Finding:
         """Supports if all later layers together may be linear, and are needed."""

@@ -29,7 +29,7 @@ from probe.rule import Thresholds
 from probe.sampling import generator_for
 from probe.statistics import Interval, bootstrap_interval, share_explained
 from probe.sweep import Batch, Results, Sums
-from probe.tasks.base import Spaced, Task
+from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT, TWIN
 
 FIT_SEQUENCES, TEST_SEQUENCES = 1024, 1024
@@ -165,7 +165,7 @@ class PairEdits:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Positions of edits are counted in tokens."""
-        return "a question at every token" if isinstance(task, Spaced) else None
+        return lacks_questions(task)
 
     def stages(self, setting: Setting) -> tuple[PairEditStage, ...]:
         """One stage at two positions."""

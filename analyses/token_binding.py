@@ -21,7 +21,7 @@ from probe.checkpoints.base import Subject
 from probe.findings import Finding, Metric, Outcome
 from probe.sampling import generator_for
 from probe.statistics import Interval
-from probe.tasks.base import Task
+from probe.tasks.base import Task, lacks_questions
 from probe.token_binding.charts import figures
 from probe.token_binding.decoding import Decoding
 from probe.token_binding.measure import Measures, measure
@@ -45,6 +45,8 @@ class TokenBinding:
         """Pairs that reach over tokens, seen through causal attention."""
         if any(b.attention.kind == "linear-bidirectional" for b in subject.model.config.blocks):
             return "its attention is not causal"
+        if lacking := lacks_questions(task):
+            return lacking
         if LagWindow.late(task.length).lags < 2:
             return "its sequences are too short for a lag"
         if task.problem(task.sample(1, generator_for(0))).first == 0:

@@ -30,7 +30,7 @@ from probe.findings import (
     Table,
 )
 from probe.report.text import number
-from probe.tasks.base import Task
+from probe.tasks.base import Task, lacks_questions
 from probe.weights.blocks import block_scalars
 from probe.weights.equations import Equation
 from probe.weights.path import Path
@@ -56,7 +56,7 @@ class Weights:
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
         config = subject.model.config
-        return lacks_slots(subject.model, config.d_in // config.d_out)
+        return lacks_questions(task) or lacks_slots(subject.model, config.d_in // config.d_out)
 
     def run(self, bench: Bench) -> Finding:
         """Supports if block scalars agree with the model and a block of them is a step."""

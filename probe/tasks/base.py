@@ -94,6 +94,11 @@ def asked_tokens(task: Task) -> slice:
     return task.asked if isinstance(task, Spaced) else slice(None)
 
 
+def lacks_questions(task: Task) -> str | None:
+    """What a spaced task lacks for an analysis that counts positions in tokens."""
+    return "a question at every token" if isinstance(task, Spaced) else None
+
+
 @dataclass(frozen=True)
 class Windows:
     """Ranges of positions over which a response is read, as slices [start, stop) from 0.
