@@ -22,7 +22,7 @@ from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.models.transformer import SequenceTransformer
 from probe.report.text import number
 from probe.sweep import FIT, Plan
-from probe.tasks.base import Task
+from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT
 from probe.weights.blocks import with_scalars
 from probe.weights.equations import Equation
@@ -78,7 +78,7 @@ class WeightRefit:
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
         config = subject.model.config
-        return lacks_slots(subject.model, config.d_in // config.d_out)
+        return lacks_questions(task) or lacks_slots(subject.model, config.d_in // config.d_out)
 
     def run(self, bench: Bench) -> Finding:
         """Supports if the fitted network agrees and one of its blocks is a gradient step."""
