@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.capture import capture
+from probe.closeness import LossStage
 from probe.linearization.distill import Distilled, Kind, Pairs, Round, distil, searched
-from probe.linearization.stage import LossStage, ReplacementStage
+from probe.linearization.stage import ReplacementStage
 from probe.linearization.surgery import softmax_layers, with_layers, without_layers
 from probe.models.attention import AveragedAttention, LinearAttention
 from probe.models.transformer import Block, SequenceTransformer
@@ -200,5 +201,5 @@ def _measured(
     models = {SUBJECT: model, **together}
     views = {name: seen_as(name) for name in models}
     results = Sweep(plan, models, views, capture, progress).run((stage, losses))
-    by_block = {name: results[losses, name].sums["loss"] for name in models}
+    by_block = {name: results[losses, name].sums["loss"].sum(1) for name in models}
     return Linearised(layers, joint, found, stage, results[stage, SUBJECT], by_block)

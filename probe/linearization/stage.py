@@ -110,30 +110,6 @@ class ReplacementStage:
         yield torch.zeros_like(stream)
 
 
-@dataclass(frozen=True)
-class LossStage:
-    """The loss of each view.
-
-    Attributes:
-        views: The views.
-    """
-
-    views: tuple[str, ...]
-    folds: int = 1
-
-    def fit(self, batch: Batch) -> Sums:
-        """Nothing is fitted."""
-        return {"none": torch.zeros(1, dtype=torch.float64)}
-
-    def learn(self, sums: Sums) -> None:
-        """Nothing is fitted."""
-
-    def test(self, batch: Batch, learned: None) -> Sums:
-        """The loss, summed over sequences and positions."""
-        loss = half_squares(batch.capture.output, batch.context.problem.targets)
-        return {"loss": batch.by_block(loss)}
-
-
 def _always(new: Tensor) -> Edit:
     return lambda old: new
 
