@@ -14,7 +14,6 @@ Cost: tuning of two tokens on two models, a few minutes on one core.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import pandas as pd
 
@@ -32,6 +31,7 @@ from probe.findings import (
     Metric,
     Outcome,
     Panels,
+    Role,
     Series,
     Span,
     Table,
@@ -41,8 +41,6 @@ from probe.progress import Phases
 from probe.statistics import Interval
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics, RawTokens
-
-Role = Literal["model", "theory", "control"]
 
 SEQUENCES = 1024  # half of them to fit; a few hundred tell the layouts apart
 FALLS, LEARNS, NOTHING_LEARNED = 0.8, 0.5, 0.1

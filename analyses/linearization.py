@@ -15,7 +15,6 @@ layer is worth. Cost: minutes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -30,6 +29,7 @@ from probe.findings import (
     Metric,
     Outcome,
     Panels,
+    Role,
     Series,
     Table,
 )
@@ -43,7 +43,6 @@ LINEAR = 1.15  # published: later layers at 60 dimensions cost a factor of 1.03 
 IDLE = 1.05  # the loss without the layer
 SAVED = 0.5  # of what the layer is worth
 LAST = 5  # evaluations of the search
-Role = Literal["model", "theory", "control"]
 TOGETHER, NEEDED = 1.25, 2.0  # all at once replaced, and left out
 WORDS = {
     "linear": "linear attention",

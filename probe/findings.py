@@ -9,6 +9,7 @@ import pandas as pd
 from probe.statistics import Interval
 
 Outcome = Literal["supports", "contradicts", "inconclusive"]
+Role = Literal["model", "theory", "control"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Series:
     y: Sequence[float | int]
     lo: Sequence[float | int] | None = None
     hi: Sequence[float | int] | None = None
-    role: Literal["model", "theory", "control"] = "model"
+    role: Role = "model"
 
 
 @dataclass(frozen=True)

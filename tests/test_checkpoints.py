@@ -445,7 +445,7 @@ def test_every_preset_names_a_task_of_its_widths() -> None:
             SequenceTransformer(preset.config)
 
 
-def test_the_issue_lists_these_presets() -> None:
+def test_these_presets_exist() -> None:
     constructed = [*(f"linear-{n}l" for n in (1, 2, 4, 6)), "mesa-1l"]
     want = {f"{p}{m}" for p in ("", "contracting-", "fixed-teacher-") for m in constructed}
     want |= {"softmax-3l", "softmax-7l", "hybrid-mesa", "linear-mesa"}

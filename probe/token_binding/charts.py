@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.findings import Figure, HeatMap, LineChart, Series
+from probe.findings import Figure, HeatMap, LineChart, Role, Series
 from probe.statistics import Interval
 from probe.token_binding.decoding import Decoding
 from probe.token_binding.measure import Measures, mean_over_sequences
@@ -48,7 +48,7 @@ def _errors(measures: Measures, layer: int) -> LineChart:
     subject, twin = measures.decoded[SUBJECT], measures.decoded[TWIN]
     lags = range(subject.lags)
 
-    def line(label: str, decoded: Decoding, of: int, role: str) -> Series:
+    def line(label: str, decoded: Decoding, of: int, role: Role) -> Series:
         return _series(label, (decoded.mean_square(of, lag) for lag in lags), role)
 
     return LineChart(
@@ -91,11 +91,11 @@ def _heads(measures: Measures, layer: int) -> HeatMap:
 def _norms(measures: Measures, layer: int) -> LineChart:
     own, twin = measures.late[SUBJECT], measures.late[TWIN]
     last = own.stream.shape[1] - 1
-    lines = [(f"layer {layer}", own.stream[:, layer], "model")]
-    if last != layer:
-        lines.append((f"layer {last}", own.stream[:, last], "model"))
-    lines.append(("prediction", own.output, "model"))
-    lines.append((f"layer {layer} of the permuted twin", twin.stream[:, layer], "control"))
+    shown = dict.fromkeys((layer, last))
+    lines = [_norm_series(f"layer {at}", own.stream[:, at], "model") for at in shown]
+    lines.append(_norm_series("prediction", own.output, "model"))
+    ours = f"layer {layer} of the permuted twin"
+    lines.append(_norm_series(ours, twin.stream[:, layer], "control"))
     return LineChart(
         name="token_binding_derivatives",
         title="How the stream depends on earlier tokens",
@@ -104,15 +104,15 @@ def _norms(measures: Measures, layer: int) -> LineChart:
         x_label=LAG,
         y_label="norm of the derivative",
         log_y=True,
-        series=tuple(_norm_series(*line) for line in lines),
+        series=tuple(lines),
     )
 
 
-def _norm_series(label: str, norms: Float[Tensor, "batch lags"], role: str) -> Series:
+def _norm_series(label: str, norms: Float[Tensor, "batch lags"], role: Role) -> Series:
     return _series(label, (mean_over_sequences(lag) for lag in norms.unbind(1)), role)
 
 
-def _series(label: str, points: Iterable[Interval], role: str) -> Series:
+def _series(label: str, points: Iterable[Interval], role: Role) -> Series:
     found = list(points)
     return Series(
         label=label,
@@ -120,5 +120,5 @@ def _series(label: str, points: Iterable[Interval], role: str) -> Series:
         y=[point.value for point in found],
         lo=[point.lo for point in found],
         hi=[point.hi for point in found],
-        role=role,  # type: ignore[arg-type]
+        role=role,
     )

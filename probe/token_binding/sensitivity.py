@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from transformer_lens.hook_points import HookPoint
 
 from probe.mesa_layer import Chunkwise, mesa_layer
 from probe.models.attention import Attention, MesaMixer, Mixer
@@ -60,8 +61,8 @@ def _part(model: SequenceTransformer, tokens: Tensor, source: int) -> tuple[Tens
     change[:, :, source] = torch.eye(width).to(tokens)[:, None]
     moved: dict[str, Tensor] = {}
 
-    def keep(stream: Tensor, hook: object) -> None:
-        moved[hook.name] = _tangent(stream)[:, source:]  # type: ignore[attr-defined]
+    def keep(stream: Tensor, hook: HookPoint) -> None:
+        moved[hook.name] = _tangent(stream)[:, source:]
 
     sites = model.layer_sites()
     with forward_ad.dual_level(), model.hooks(fwd_hooks=[(site, keep) for site in sites]):
