@@ -21,7 +21,7 @@ from probe.analysis import Setting
 from probe.extensions import ExtensionStage, Responses
 from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.objective_fit import PLAIN, ObjectiveFit
-from probe.objectives import objective_stage
+from probe.objectives import GAMMAS, POWERS, objective_stage
 from probe.profiles import Profile
 from probe.rule import Thresholds
 from probe.statistics import Interval
@@ -108,8 +108,8 @@ def _statement(fit: ObjectiveFit, thresholds: Thresholds) -> str:
 def _words(fit: ObjectiveFit, kind: str) -> str:
     gain = f"adds {fit.alternatives[kind].gain.value:.3f}"
     return {
-        "forgetting": f"forgetting by {_with_interval(fit.gamma)} per position {gain}",
-        "weighting": f"weighting pairs by j^a, a = {_with_interval(fit.power)}, {gain}",
+        "forgetting": f"forgetting by {_gamma(fit)} per position {gain}",
+        "weighting": f"weighting pairs by j^a, a = {_power(fit)}, {gain}",
         "preconditioner": f"whitening keys and queries {gain}",
     }[kind]
 
@@ -134,9 +134,7 @@ def _excluded(fit: ObjectiveFit) -> str:
     parts += [f"weights j^{power:g}" for power in powers]
     parts += ["whitening"] if fit.whitening_loses else []
     said = f"Excluded: {', '.join(parts)}." if parts else "Nothing that was tried is excluded."
-    fitted = (
-        f"gamma = {_with_interval(fit.gamma)}, weights j^a with a = {_with_interval(fit.power)}"
-    )
+    fitted = f"gamma = {_gamma(fit)}, weights j^a with a = {_power(fit)}"
     untold = "" if fit.whitening_loses else "; whitening cannot be told apart"
     return f"{said} Fitted freely: {fitted}{untold}."
 
@@ -145,6 +143,21 @@ def _bearing(fit: ObjectiveFit, thresholds: Thresholds) -> str:
     if not fit.named or _best(fit) < thresholds.explained:
         return ""
     return f"The objective is not plain least squares: {_words(fit, fit.named[0])} to R^2."
+
+
+def _gamma(fit: ObjectiveFit) -> str:
+    return _within(fit.gamma, GAMMAS[-1])
+
+
+def _power(fit: ObjectiveFit) -> str:
+    return _within(fit.power, POWERS[0], POWERS[-1])
+
+
+def _within(interval: Interval, *ends: float) -> str:
+    """A constant with its interval, or that it lies at an end of what was tried."""
+    if interval.value in ends:
+        return f"{interval.value:.3g} or beyond, the last that was tried"
+    return _with_interval(interval)
 
 
 def _with_interval(interval: Interval) -> str:

@@ -346,6 +346,9 @@ def test_theory_is_named_where_it_runs_alone():
     [
         ("1 - sum |y - yhat|^2 / sum |y|^2", "1 − Σ|y − ŷ|² / Σ|y|²"),
         ("C (G + lambda)^-1 q, s_t and s_{t-1}", "C (G + λ)⁻¹ q, sₜ and sₜ₋₁"),
+        ("s_{t-2} to s_{t-15} of s_{t-j}", "sₜ₋₂ to sₜ₋₁₅ of s_{t-j}"),
+        ("sum_j j^a |v_j - W k_j|^2", "Σⱼ jᵃ |vⱼ − W kⱼ|²"),
+        ("sum_j |v_j - W k_j|^2", "Σⱼ|vⱼ − W kⱼ|²"),
         ("from -0.159 to -0.000, t = 15..45", "from −0.159 to 0.000, t = 15–45"),
         ("newton; preconditioned_gd", "Newton; preconditioned gradient descent"),
         ("mesa-layer, softmax-7l, gradient-descent", "mesa-layer, softmax-7l, gradient-descent"),

@@ -11,10 +11,16 @@ T = TypeVar("T")
 
 # Fields that name something for a program: files, marks, places in a table.
 _NAMES = frozenset({"name", "analysis", "outcome", "role", "groups", "subject", "task", "run"})
+_LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=[R|)])\^2\b", "²"),
     (r"\^-1\b", "⁻¹"),
-    (r"\bs_\{?t-1\}?", "sₜ₋₁"),
+    (r"\bs_t-1\b", "sₜ₋₁"),
+    (r"\bs_\{t-(\d+)\}", lambda lag: "sₜ₋" + lag[1].translate(_LOWERED)),
+    (r"\bsum_j (?=\|)", "Σⱼ"),
+    (r"\bsum_j\b", "Σⱼ"),
+    (r"\b([vk])_j\b", r"\1ⱼ"),
+    (r"\bj\^a\b", "jᵃ"),
     (r"\bs_t\b", "sₜ"),
     (r"\byhat\b", "ŷ"),
     (r"\bsum (?=\|)", "Σ"),
