@@ -59,7 +59,7 @@ class Weights:
         return lacks_questions(task) or lacks_slots(subject.model, config.d_in // config.d_out)
 
     def run(self, bench: Bench) -> Finding:
-        """Supports if block scalars agree with the model and a block of them is a step."""
+        """Supports if block scalars agree with the model and each block of them is a step."""
         model = bench.subject.model
         count = max(LEAST, bench.plan.sequences // (SHARE * len(model.blocks)))
         plan = replace(bench.plan, sequences=min(count, bench.plan.sequences))
@@ -85,14 +85,26 @@ class Weights:
 
 
 def outcome(found: Study) -> Outcome:
-    """Inconclusive unless everything fits: other weights than these may learn too."""
+    """Inconclusive unless everything fits: other weights than these may learn too.
+
+    Every block must read as a step. One among others that do not leaves the algorithm open.
+    """
+    unread = len(_predictions(found)) - len(_steps(found))
+    return "supports" if _fits(found) and _steps(found) and not unread else "inconclusive"
+
+
+def _fits(found: Study) -> bool:
     share, null = mean_score(found.heads)
-    fits = found.compressed.agreement.lo >= AGREES and share >= BLOCKY > null
-    return "supports" if fits and _steps(found) else "inconclusive"
+    return found.compressed.agreement.lo >= AGREES and share >= BLOCKY > null
+
+
+def _predictions(found: Study) -> list[Equation]:
+    """What blocks add to the prediction."""
+    return [one for one in found.equations if one.letter == "y"]
 
 
 def _steps(found: Study) -> list[Equation]:
-    return [one for one in found.equations if one.step is not None and one.step.holds]
+    return [one for one in _predictions(found) if one.step is not None and one.step.holds]
 
 
 def _statement(found: Study) -> str:
@@ -109,7 +121,7 @@ def _statement(found: Study) -> str:
 
 
 def _equations(found: Study) -> str:
-    predictions = [one for one in found.equations if one.letter == "y"]
+    predictions = _predictions(found)
     if found.step is not None and predictions:
         return f"{closed_form(predictions[0], found.roles)}: {predictions[0].reading}."
     readings = [f"block {one.layer + 1}: {one.reading}" for one in predictions]
@@ -118,7 +130,7 @@ def _equations(found: Study) -> str:
 
 def _bearing(found: Study) -> str:
     steps = _steps(found)
-    if outcome(found) != "supports":
+    if not (_fits(found) and steps):
         return ""
     step = steps[0].step
     assert step is not None

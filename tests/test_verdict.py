@@ -373,6 +373,19 @@ def test_the_inside_lifts_the_evidence(measured: Measurement) -> None:
     assert level(4, supports, measured.reading("kernel")) == 0
 
 
+def test_weights_that_are_read_in_full_say_what_the_inside_does(measured: Measurement) -> None:
+    def level(**outcomes: str) -> int:
+        findings = {name: finding(name, outcome) for name, outcome in outcomes.items()}
+        return judge(
+            evidence(measured.reading("ridge"), layers=4, findings=findings), RULE
+        ).evidence_level
+
+    assert level(weights="supports") == 2 and level(weights="inconclusive") == 1
+    for name in ("token_binding", "features"):
+        assert level(weights="supports", **{name: "inconclusive"}) == 2
+        assert level(weights="supports", interchange="supports", **{name: "contradicts"}) == 1
+
+
 def test_edits_of_the_inside_are_the_third_level(measured: Measurement) -> None:
     reading = measured.reading("ridge")
     inside = ("layer_reconstruction", "linear_probing", "update_law")

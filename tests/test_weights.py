@@ -376,7 +376,8 @@ def test_scalars_cannot_be_fitted_to_anything():
     assert refit(rebuilt, start, 20).error > 0.5
 
 
-PUBLISHED = {1: (0.99, 1.005), 2: (0.985, 1.04)}
+# Agreement, loss ratio and outcome; the second block of two cannot be read.
+PUBLISHED = {1: (0.99, 1.005, "supports"), 2: (0.985, 1.04, "inconclusive")}
 
 
 @pytest.mark.slow
@@ -385,9 +386,9 @@ def test_published_models_are_their_block_scalars(paper_data: Path, layers):
     """Von Oswald et al. 2023: 0.8946 against 0.8924 for one layer; eta 0.033."""
     file = f"linear_seq_fully/model_lin_{layers}l_constr.pkl"
     subject = load(paper_data / file, f"von-oswald-2023/linear-{layers}l")
-    agreement, ratio = PUBLISHED[layers]
+    agreement, ratio, outcome = PUBLISHED[layers]
     found = find(subject.model, find_task("linear-constructed"), 8192 * layers)
-    assert found.outcome == "supports"
+    assert found.outcome == outcome
     assert found.metrics["agreement_r2"].value >= agreement
     assert found.metrics["loss_ratio"].value <= ratio
     if layers == 1:
