@@ -27,7 +27,7 @@ from probe.views import SUBJECT
 from probe.weights.blocks import with_scalars
 from probe.weights.equations import Equation
 from probe.weights.refit import Fit, Rebuilt, pruned, refit
-from probe.weights.slots import SlotBasis, lacks_slots
+from probe.weights.slots import SlotBasis, lacks_slots, token_slots
 from probe.weights.study import acting, twin_of, update_equations
 from probe.weights.written import written
 
@@ -77,8 +77,8 @@ class WeightRefit:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
-        config = subject.model.config
-        return lacks_questions(task) or lacks_slots(subject.model, config.d_in // config.d_out)
+        model = subject.model
+        return lacks_questions(task) or lacks_slots(model, token_slots(model))
 
     def run(self, bench: Bench) -> Finding:
         """Supports if the fitted network agrees and one of its blocks is a gradient step."""
@@ -111,8 +111,7 @@ class WeightRefit:
 def refitted(bench: Bench) -> Refitted:
     """Fits the model and its twin, prunes, and scores on held-out sequences."""
     model = bench.subject.model
-    slots = model.config.d_in // model.config.d_out
-    basis = SlotBasis.of(model, slots)
+    basis = SlotBasis.of(model, token_slots(model))
     plan = replace(bench.plan, sequences=min(SCORED, bench.plan.sequences))
     whole, rebuilt = _fitted(model, basis, plan)
     fits = pruned(rebuilt, whole, bench.progress)

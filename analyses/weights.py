@@ -34,7 +34,7 @@ from probe.tasks.base import Task, lacks_questions
 from probe.weights.blocks import block_scalars
 from probe.weights.equations import Equation
 from probe.weights.path import Path
-from probe.weights.slots import lacks_slots
+from probe.weights.slots import lacks_slots, token_slots
 from probe.weights.study import HeadProduct, Study, mean_score, study
 from probe.weights.written import closed_form, written
 
@@ -55,8 +55,8 @@ class Weights:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
-        config = subject.model.config
-        return lacks_questions(task) or lacks_slots(subject.model, config.d_in // config.d_out)
+        model = subject.model
+        return lacks_questions(task) or lacks_slots(model, token_slots(model))
 
     def run(self, bench: Bench) -> Finding:
         """Supports if block scalars agree with the model and each block of them is a step."""

@@ -21,24 +21,30 @@ class LossStage:
     """Loss of every view by position, and the energy of its predictions."""
 
     views: tuple[str, ...]
-    folds: int = 1
+    folds: int = 0
 
     def fit(self, batch: Batch) -> Sums:
         """Nothing is fitted."""
-        return {"none": torch.zeros(1, dtype=torch.float64)}
+        return {}
 
     def learn(self, sums: Sums) -> None:
         """Nothing is fitted."""
 
     def test(self, batch: Batch, learned: None) -> Sums:
         """Sums by block."""
-        output = batch.capture.output.double()
-        error = 0.5 * (output - batch.context.problem.targets.double()).square().sum(-1)
+        output = batch.capture.output
         return {
-            "loss": batch.by_block(error),
-            "energy": batch.by_block(output.square().sum((1, 2))),
+            "loss": batch.by_block(half_squares(output, batch.context.problem.targets)),
+            "energy": batch.by_block(output.double().square().sum((1, 2))),
             "sequences": batch.by_block(torch.ones(len(output))),
         }
+
+
+def half_squares(
+    predictions: Float[Tensor, "batch time d_v"], targets: Float[Tensor, "batch time d_v"]
+) -> Float[Tensor, "batch time"]:
+    """1/2 |prediction - target|^2 at every position, in float64."""
+    return 0.5 * (predictions.double() - targets.double()).square().sum(-1)
 
 
 @dataclass(frozen=True)

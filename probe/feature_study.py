@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probe.analysis import Bench
 from probe.capture import capture, predictor_only
+from probe.closeness import half_squares
 from probe.extensions import ExtensionStage, Responses, places_of
 from probe.features import (
     TWINS,
@@ -135,9 +136,7 @@ class FeatureStudy:
     @property
     def most(self) -> int:
         """Index of the site of which the controls are quoted: the first that holds, or the best."""
-        if self.holds is None:
-            return int(self.decodability.errors[SUBJECT].sum(0).argmin())
-        return self.holds
+        return _quoted(self.decodability, self.holds)
 
     def best_twin(self, site: int) -> str:
         """The twin that decodes most at a site."""
@@ -163,8 +162,8 @@ def study(bench: Bench, candidates: Candidates) -> FeatureStudy:
     )
     maps, decodability = _decode(plan, bench, decoding)
     holds = first_holding(decodability)
-    most = int(decodability.errors[SUBJECT].sum(0).argmin()) if holds is None else holds
-    read = [Decoded(decoding.sites[i], maps[i]) for i in dict.fromkeys((0, most))]
+    shown = dict.fromkeys((0, _quoted(decodability, holds)))
+    read = [Decoded(decoding.sites[i], maps[i]) for i in shown]
     fixed, inside = _stages(plan, bench, candidates, read)
     task = plan.task
     bound = (BoundStage(task),) if isinstance(task, PartialObservation) else ()
@@ -201,6 +200,13 @@ def first_holding(decodability: Decodability) -> int | None:
     sites = range(decodability.errors[SUBJECT].shape[1])
     lower = [bootstrap_interval(partial(above, site=i)).lo for i in sites]
     return next((i for i, lo in enumerate(lower) if lo > HELD), None)
+
+
+def _quoted(decodability: Decodability, holds: int | None) -> int:
+    """The first site that holds the features, or the one that decodes most of them."""
+    if holds is None:
+        return int(decodability.errors[SUBJECT].sum(0).argmin())
+    return holds
 
 
 def _stages(
@@ -264,11 +270,10 @@ class BoundStage:
         sequences = batch.context.sequences
         if not isinstance(sequences, PartialSequences):
             raise TypeError("only partially observed dynamics have a system to be filtered")
-        targets = batch.context.problem.targets.double()
-        said = {"model": batch.capture.output.double(), "kalman": self.task.bound(sequences).mean}
+        targets = batch.context.problem.targets
+        said = {"model": batch.capture.output, "kalman": self.task.bound(sequences).mean}
         losses = {
-            name: 0.5 * (prediction - targets).square().sum(-1).mean(1)
-            for name, prediction in said.items()
+            name: half_squares(prediction, targets).mean(1) for name, prediction in said.items()
         }
         ones = torch.ones(len(targets))
         return {name: batch.by_block(loss) for name, loss in {**losses, "count": ones}.items()}

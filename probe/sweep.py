@@ -146,7 +146,7 @@ class Stage(Protocol):
 
     @property
     def folds(self) -> int:
-        """The folds of fit sums that it wants kept."""
+        """The folds of fit sums that it wants kept; 0: it fits nothing, and is not asked to."""
 
     def fit(self, batch: Batch) -> Sums:
         """Sums over a shard of the fit split, of fixed shapes."""
@@ -247,11 +247,16 @@ class Sweep:
         self.clipped_share = 0.0
 
     def run(self, stages: tuple[Stage, ...]) -> Results:
-        """Fits all stages on the fit split, then scores them on the test split."""
+        """Fits all stages on the fit split, then scores them on the test split.
+
+        Where no stage fits anything, the fit split is not run.
+        """
         keys = [(stage, view) for stage in dict.fromkeys(stages) for view in stage.views]
-        fit_sums = self._reduce(FIT, keys, {})
+        fitting = [key for key in keys if key[0].folds]
+        splits = (FIT, TEST) if fitting else (TEST,)
+        fit_sums = self._reduce(FIT, fitting, {}, splits) if fitting else {}
         learned = self._learn(keys, fit_sums)
-        test_sums = self._reduce(TEST, keys, learned)
+        test_sums = self._reduce(TEST, keys, learned, splits)
         return {key: Measured(learned[key], test_sums[key]) for key in keys}
 
     def _learn(
@@ -259,12 +264,17 @@ class Sweep:
     ) -> dict[tuple[Stage, str], Any]:
         """What each stage makes of its fit sums, which are let go of as they are used."""
         with one_thread(), ThreadPoolExecutor(self.plan.workers) as pool:
-            found = pool.map(lambda key: key[0].learn(sums.pop(key)), keys)
+            found = pool.map(lambda key: key[0].learn(sums.pop(key, {})), keys)
             return dict(zip(keys, found, strict=True))
 
     def _reduce(
-        self, split: int, keys: list[tuple[Stage, str]], learned: Mapping[tuple[Stage, str], Any]
+        self,
+        split: int,
+        keys: list[tuple[Stage, str]],
+        learned: Mapping[tuple[Stage, str], Any],
+        splits: tuple[int, ...],
     ) -> dict[tuple[Stage, str], Sums]:
+        """The sums of one split; `splits` are all that are run, of which progress tells."""
         totals: dict[tuple[Stage, str], Sums] = {key: {} for key in keys}
         jobs = [
             _Job(split, i, start, count) for i, (start, count) in enumerate(self.plan.shards(split))
@@ -273,9 +283,9 @@ class Sweep:
         for done, (job, shares, results) in enumerate(self._map(jobs, keys, learned)):
             clipped += shares * job.count
             for key, sums in results.items():
-                fold = job.shard % key[0].folds
-                _add(totals[key], sums, fold if split == FIT else None, key[0].folds)
-            self.progress((split == TEST) * len(jobs) + done + 1, 2 * len(jobs))
+                fold = job.shard % key[0].folds if split == FIT else None
+                _add(totals[key], sums, fold, key[0].folds)
+            self.progress(splits.index(split) * len(jobs) + done + 1, len(splits) * len(jobs))
         self.clipped_share = max(self.clipped_share, clipped / sum(job.count for job in jobs))
         return totals
 

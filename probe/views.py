@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 
 from probe.capture import Capture, predictor_only
-from probe.mesa_layer import mesa_layer
+from probe.mesa_layer import ForgetData, mesa_layer
 from probe.models.transformer import Block, SequenceTransformer
 from probe.problem import InContextProblem
 from probe.sampling import generator_for
@@ -41,11 +41,14 @@ def seen_as(model: str) -> View:
     return lambda context, captures: (context, captures[model])
 
 
-def planted_mesa(problem: InContextProblem, ridge: float) -> torch.Tensor:
+def planted_mesa(
+    problem: InContextProblem, ridge: float, forget: ForgetData | None = None
+) -> torch.Tensor:
     """Predictions of the reference mesa-layer on a problem, solved in float64."""
     parts = (problem.keys, problem.values, problem.queries)
     keys, values, queries = (part.double()[:, :, None] for part in parts)
-    answers = mesa_layer(keys, values, queries, torch.tensor([ridge], dtype=torch.float64))
+    penalty = torch.tensor([ridge], dtype=torch.float64)
+    answers = mesa_layer(keys, values, queries, penalty, forget)
     return answers[:, :, 0].to(problem.values.dtype)
 
 

@@ -13,7 +13,7 @@ from probe.few_shot.references import AllTransitions, Forgetting, LeastSquares, 
 from probe.problem import prefix_moments
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
-from probe.tasks.base import Sequences
+from probe.tasks.base import Sequences, Spaced, asked_tokens
 from probe.tasks.few_shot import Bare, FewShot, TaskSwitch, WithEos, WithPrefix
 
 EOS = WithEos(torch.tensor([7.0, 8.0, 9.0]))
@@ -44,15 +44,15 @@ def test_the_problem_knows_the_pairs_before_each_query(layout) -> None:
     problem = task.problem(sequences)
     moments = prefix_moments(problem)
     for pair in (0, 1, 7):
-        at = layout.before + layout.stride * pair
         known = torch.einsum("bpi,bpj->bij", y[:, :pair].double(), x[:, :pair].double())
-        assert torch.allclose(moments.cross[:, at], known)
-        assert torch.equal(problem.queries[:, at], x[:, pair])
-        assert torch.equal(problem.targets[:, at], y[:, pair])
-    assert not problem.queries[:, task.asked][0].eq(0).any()
-    asked = torch.zeros(task.length, dtype=torch.bool)
-    asked[task.asked] = True
-    assert problem.queries[:, ~asked].eq(0).all() and problem.targets[:, ~asked].eq(0).all()
+        assert torch.allclose(moments.cross[:, pair], known)
+        assert torch.equal(problem.queries[:, pair], x[:, pair])
+        assert torch.equal(problem.targets[:, pair], y[:, pair])
+    assert not problem.queries[0].eq(0).any()
+    assert isinstance(task, Spaced)
+    assert torch.equal(sequences.tokens[:, asked_tokens(task)], problem.queries)
+    first = layout.before + layout.stride * torch.arange(task.pairs)
+    assert torch.equal(torch.arange(task.length)[task.asked], first)
 
 
 def test_inputs_and_noise_are_drawn_independently() -> None:
@@ -96,7 +96,7 @@ def test_shapes(width: int, pairs: int, before: int, count: int) -> None:
     assert sequences.tokens.shape == (count, before + 3 * pairs, width)
     assert task.length == before + 3 * pairs
     for start, stop in vars(task.windows).values():
-        assert 0 <= start < stop <= task.length and start in range(task.length)[task.asked]
+        assert 0 <= start < stop <= len(range(task.length)[task.asked])
 
 
 def test_least_squares_is_the_direct_solution() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.capture import capture
+from probe.closeness import LossStage
 from probe.columns import Columns
 from probe.errors import InputError
 from probe.pilot import scout
@@ -178,6 +179,24 @@ def test_a_stage_runs_once_and_progress_is_told(small_task, tiny_model) -> None:
     assert list(results) == [(Count(), SUBJECT)]
     assert results[Count(), SUBJECT].sums["count"].sum() == 256
     assert told == [(i, 8) for i in range(1, 9)]
+
+
+def test_a_split_that_nothing_is_fitted_on_is_not_run(small_task, tiny_model) -> None:
+    told = []
+    views = {SUBJECT: all_views(0.1)[SUBJECT]}
+    losses, model = LossStage((SUBJECT,)), tiny_model("linear")
+
+    def run(*stages):
+        told.clear()
+        plan = Plan(small_task, 512, 0, workers=2)
+        sweep = Sweep(plan, {SUBJECT: model}, views, capture, lambda *done: told.append(done))
+        return sweep.run(stages)[losses, SUBJECT].sums
+
+    alone = run(losses)
+    assert told == [(i, 4) for i in range(1, 5)]
+    beside = run(losses, Count())
+    assert told == [(i, 8) for i in range(1, 9)]  # control: the other stage is fitted
+    assert all(torch.equal(alone[name], beside[name]) for name in ("loss", "energy", "sequences"))
 
 
 def test_the_clipped_share_of_the_inputs_is_kept(tiny_model) -> None:

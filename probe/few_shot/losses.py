@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.capture import capture_output
+from probe.closeness import half_squares
 from probe.models.transformer import SequenceTransformer
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import TEST, Plan
@@ -61,8 +62,7 @@ def squared_errors(
     learner: Learner, task: FewShot, sequences: Sequences
 ) -> Float[Tensor, "batch pairs"]:
     """1/2 |prediction - y|^2 for every pair, in float64."""
-    errors = learner(task, sequences).double() - task.split(sequences)[1].double()
-    return 0.5 * errors.square().sum(-1)
+    return half_squares(learner(task, sequences), task.split(sequences)[1])
 
 
 def losses(learner: Learner, task: FewShot, plan: Plan) -> LossByPair:

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.few_shot.losses import Learner, drawn, squared_errors
-from probe.mesa_layer import ForgetData, mesa_layer
+from probe.mesa_layer import ForgetData
 from probe.problem import InContextProblem
 from probe.sweep import FIT, SHARD, Plan
 from probe.tasks.base import Sequences, shifted
-from probe.tasks.few_shot import Bare, FewShot
+from probe.tasks.few_shot import Bare, FewShot, pairs_problem
 from probe.views import planted_mesa
 
 RIDGES = tuple(torch.logspace(-5, 1, 13, dtype=torch.float64).tolist())
@@ -31,7 +31,7 @@ class LeastSquares:
 
     def __call__(self, task: FewShot, sequences: Sequences) -> Float[Tensor, "batch pairs d"]:
         """Its predictions."""
-        return planted_mesa(_posed(*task.split(sequences)), self.ridge)
+        return planted_mesa(task.problem(sequences), self.ridge)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WithReset:
         """Its predictions."""
         lengths = task.course.which(task.pairs).bincount().tolist()
         parts = zip(*(part.split(lengths, 1) for part in task.split(sequences)), strict=True)
-        return torch.cat([planted_mesa(_posed(x, y), self.ridge) for x, y in parts], 1)
+        return torch.cat([planted_mesa(pairs_problem(x, y), self.ridge) for x, y in parts], 1)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,9 @@ class Forgetting:
 
     def __call__(self, task: FewShot, sequences: Sequences) -> Float[Tensor, "batch pairs d"]:
         """Its predictions."""
-        posed = _posed(*task.split(sequences))
-        parts = (posed.keys, posed.values, posed.queries)
-        keys, values, queries = (part.double()[:, :, None] for part in parts)
-        fading = ForgetData(torch.full_like(keys[..., 0], self.gate))
-        ridge = torch.tensor([self.ridge], dtype=torch.float64)
-        return mesa_layer(keys, values, queries, ridge, fading)[:, :, 0]
+        posed = pairs_problem(*(part.double() for part in task.split(sequences)))
+        fading = ForgetData(torch.full_like(posed.keys[..., :1], self.gate))
+        return planted_mesa(posed, self.ridge, fading)
 
 
 @dataclass(frozen=True)
@@ -130,10 +127,3 @@ def _best(
     return min(
         grid, key=lambda value: float(squared_errors(learner(value), bare, sequences).mean())
     )
-
-
-def _posed(
-    x: Float[Tensor, "batch pairs d"], y: Float[Tensor, "batch pairs d"]
-) -> InContextProblem:
-    """At every pair its x is the query and the earlier pairs are known."""
-    return InContextProblem(shifted(x), shifted(y), x, y, y, first=1)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.capture import Edit
+from probe.closeness import half_squares
 from probe.models.attention import Attention
 from probe.moments import Moments
 from probe.ridge import least_squares
@@ -88,7 +89,7 @@ class ReplacementStage:
         error, loss, turned = [], [], []
         for instead in self._instead(stream, learned, at):
             output = runner.resume(stream, layer, {site: _always(instead)})
-            loss.append(batch.by_block(half_squares(output, targets)))
+            loss.append(batch.by_block(half_squares(output, targets).sum(1)))
             left = added - instead.double()
             error.append(batch.by_block(left.square().sum(-1)))
             turned.append(batch.by_block((left @ learned.directions[at]).square().sum(1)))
@@ -112,10 +113,3 @@ class ReplacementStage:
 
 def _always(new: Tensor) -> Edit:
     return lambda old: new
-
-
-def half_squares(
-    output: Float[Tensor, "batch time d_v"], targets: Float[Tensor, "batch time d_v"]
-) -> Float[Tensor, " batch"]:
-    """Half the squared error of each sequence, summed over positions."""
-    return 0.5 * (output.double() - targets.double()).square().sum((1, 2))

@@ -7,17 +7,18 @@ something, and here only every second or third position does; `probe.few_shot` r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from probe.errors import InputError
 from probe.problem import InContextProblem
 from probe.sampling import normal, uniform
-from probe.tasks.base import Sequences, Windows
+from probe.tasks.base import Sequences, Windows, shifted
 from probe.tasks.linear_dynamics import describe
 from probe.tasks.teachers import Orthogonal, TeacherLaw
 
@@ -137,7 +138,8 @@ class FewShot:
     """x_i ~ U(-start, start)^d, y_i = W x_i + noise; predict y_i where x_i is the last token.
 
     The x are drawn like the first state of linear dynamics. All noise is drawn independently for
-    every sequence, pair and channel. The layout changes the tokens, never the pairs of a seed.
+    every sequence, pair and channel. The layout changes the tokens, never the pairs of a seed. The
+    problem has one position per pair, where its x is the query.
 
     Attributes:
         name: Name of the task.
@@ -186,19 +188,15 @@ class FewShot:
 
     @property
     def asked(self) -> slice:
-        """The positions of the x: at these alone a prediction is asked for."""
+        """The tokens that are an x: at these alone a prediction is asked for."""
         return slice(self.layout.before, None, self.layout.stride)
 
     @property
     def windows(self) -> Windows:
-        """Single positions of x, since nothing is asked between them."""
-        few, enough = min(self.width // 2, self.pairs - 1), min(2 * self.width, self.pairs - 1)
-        judged = min(self.width - 1, self.pairs - 1)
-        return Windows(self._at(few), self._at(judged), self._at(self.pairs - 1), self._at(enough))
-
-    def _at(self, pair: int) -> tuple[int, int]:
-        position = self.layout.before + self.layout.stride * pair
-        return position, position + 1
+        """Single queries: one after few pairs, one at the width, one after many, the last."""
+        wanted = (self.width // 2, self.width - 1, self.pairs - 1, 2 * self.width)
+        places = (min(pair, self.pairs - 1) for pair in wanted)
+        return Windows(*((place, place + 1) for place in places))
 
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Draws matrices, x and noise; the teacher that is handed on is the last one."""
@@ -207,33 +205,21 @@ class FewShot:
         x = uniform(generator, -self.start, self.start, *shape)
         noise = self.noise * normal(generator, *shape)
         clean = torch.einsum("bpij,bpj->bpi", teachers[:, self.course.which(self.pairs)], x)
-        tokens = self.layout.around(torch.stack([x, clean + noise], 2).float())
-        oracle, features = torch.zeros_like(tokens), torch.zeros_like(tokens)
-        oracle[:, self.asked], features[:, self.asked] = clean.float(), x.float()
+        x, clean, labels = x.float(), clean.float(), (clean + noise).float()
+        told = torch.cat([torch.zeros_like(labels[:, :1]), labels], 1)
         return Sequences(
-            tokens=tokens,
-            observations=torch.cat([tokens, torch.zeros_like(tokens[:, :1])], 1),
-            oracle=oracle,
-            features=features,
+            tokens=self.layout.around(torch.stack([x, labels], 2)),
+            # (x_i, y_{i-1}), and what follows the last.
+            observations=torch.cat([pad(x, (0, 0, 0, 1)), told], -1),
+            oracle=clean,
+            features=x,
             teachers=teachers[:, -1].float(),
             clipped_share=0.0,
         )
 
     def problem(self, sequences: Sequences) -> InContextProblem:
-        """A pair where its y is the last token, a query and a target where an x is, else zeros."""
-        x, y = self.split(sequences)
-        nothing = torch.zeros_like(sequences.tokens)
-        keys, values, targets = nothing.clone(), nothing.clone(), nothing.clone()
-        complete = slice(self.layout.before + 1, None, self.layout.stride)
-        keys[:, complete], values[:, complete], targets[:, self.asked] = x, y, y
-        return InContextProblem(
-            keys=keys,
-            values=values,
-            queries=sequences.features,
-            targets=targets,
-            oracle=sequences.oracle,
-            first=self.layout.before + 1,
-        )
+        """All earlier pairs are known at every x, those of an earlier matrix too."""
+        return replace(pairs_problem(*self.split(sequences)), oracle=sequences.oracle)
 
     def split(
         self, sequences: Sequences
@@ -245,3 +231,10 @@ class FewShot:
     def params(self) -> Mapping[str, object]:
         """All fields but the name, and the number of tokens."""
         return {**describe(self), "length": self.length}
+
+
+def pairs_problem(
+    x: Float[Tensor, "batch pairs d"], y: Float[Tensor, "batch pairs d"]
+) -> InContextProblem:
+    """At every pair its x is the query and the earlier pairs are known."""
+    return InContextProblem(shifted(x), shifted(y), x, y, y, first=1)

@@ -63,6 +63,11 @@ class SlotBasis:
         return size > 1e-9 * size.max()
 
 
+def token_slots(model: SequenceTransformer) -> int:
+    """The slots of a token, if each is as wide as a prediction."""
+    return model.config.d_in // model.config.d_out
+
+
 def lacks_slots(model: SequenceTransformer, slots: int) -> str | None:
     """Why a model's stream is not made of a token's slots, in a few words; None if it is."""
     config = model.config

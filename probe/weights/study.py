@@ -20,7 +20,7 @@ from probe.weights.identity import Score, identity_score, restricted
 from probe.weights.path import Path, along, balanced, matched, misplaced
 from probe.weights.products import products
 from probe.weights.roles import Roles
-from probe.weights.slots import SlotBasis
+from probe.weights.slots import SlotBasis, token_slots
 from probe.weights.terms import Scores, TermStage, coefficients, members
 
 Progress = Callable[[int, int], None]
@@ -187,7 +187,7 @@ def study(model: SequenceTransformer, plan: Plan, progress: Progress) -> Study:
     Raises:
         InputError: It is not.
     """
-    slots = model.config.d_in // model.config.d_out
+    slots = token_slots(model)
     basis, roles = SlotBasis.of(model, slots), find_roles(plan)
     read = scalars(model, basis)
     models = {SUBJECT: model, COMPRESSED: with_scalars(model, basis, read)}
