@@ -99,7 +99,7 @@ def _padded(name: str, weight: Tensor, width: int, extra: int) -> Tensor:
 
 def random_attention(
     block: BlockConfig, d_model: int, sinks: int, generator: torch.Generator
-) -> dict[str, Float[Tensor, "heads *_"]]:
+) -> dict[str, Float[Tensor, "heads ..."]]:
     """Heads that read all channels but the last `sinks` and write to these alone, by parameter.
 
     Reading what such heads wrote would cube it in every layer, up to infinity on rare sequences.
