@@ -18,7 +18,7 @@ from typing import Literal
 import pandas as pd
 
 from probe.analysis import Bench
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights
 from probe.feature_study import FeatureStudy, Losses, candidates_of, has_features, study
 from probe.features import TWINS
 from probe.findings import Figure, Finding, IntervalChart, LineChart, Metric, Outcome, Series, Table
@@ -43,7 +43,7 @@ class FeaturesAnalysis:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Tasks that are linear in what the model reads have no features to be found."""
-        return None if has_features(task) else LINEAR
+        return lacks_weights(subject) or (None if has_features(task) else LINEAR)
 
     def run(self, bench: Bench) -> Finding:
         """Supports if the predictions are linear in a candidate, of their own sequence alone."""

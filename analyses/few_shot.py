@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from probe.analysis import Bench
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.few_shot import procedure
 from probe.few_shot.losses import LossByPair
 from probe.few_shot.procedure import ARMS, BARE, EOS, PREFIX, RANDOM, Measurement
@@ -75,7 +75,9 @@ class FewShotLearning:
         """A way to read pairs as tokens, or room for them."""
         if not (isinstance(task, LinearDynamics) and isinstance(task.layout, RawTokens)):
             return "pairs as tokens need a model of linear dynamics on raw tokens"
-        config = subject.model.config
+        if lacking := lacks_weights(subject):
+            return lacking
+        config = transformer_of(subject).config
         if any(isinstance(block.attention, BidirectionalAttention) for block in config.blocks):
             return "its attention sees later tokens, so it would see the answers"
         needed = procedure.longest(task.width_out, self.budget)
@@ -87,7 +89,7 @@ class FewShotLearning:
         """Supports if the layout chosen beforehand learns and the twin does not."""
         plan = replace(bench.plan, sequences=min(bench.plan.sequences, SEQUENCES))
         phases = Phases(bench.progress, procedure.PHASES)
-        measured = procedure.run(bench.subject.model, plan, self.budget, phases)
+        measured = procedure.run(transformer_of(bench.subject), plan, self.budget, phases)
         return self._finding(measured, bench.setting.task.length)
 
     def _finding(self, measured: Measurement, usual: int) -> Finding:

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from probe.analysis import Bench
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.findings import (
     Figure,
     Finding,
@@ -63,13 +63,16 @@ class Linearization:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Softmax attention, and a question at every token that it reads."""
-        if not softmax_layers(subject.model):
+        if lacking := lacks_weights(subject):
+            return lacking
+        if not softmax_layers(transformer_of(subject)):
             return "it has no softmax attention"
         return lacks_questions(task)
 
     def run(self, bench: Bench) -> Finding:
         """Supports if all later layers together may be linear, and are needed."""
-        return conclude(linearise(bench.subject.model, bench.plan, bench.progress), bench.plan.task)
+        model = transformer_of(bench.subject)
+        return conclude(linearise(model, bench.plan, bench.progress), bench.plan.task)
 
 
 def conclude(found: Linearised, task: Task) -> Finding:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from math import inf, isnan
 
 from probe.analysis import Bench
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.findings import Finding, Metric, Outcome
 from probe.sampling import generator_for
 from probe.statistics import Interval
@@ -43,7 +43,10 @@ class TokenBinding:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Pairs that reach over tokens, seen through causal attention."""
-        if any(b.attention.kind == "linear-bidirectional" for b in subject.model.config.blocks):
+        if lacking := lacks_weights(subject):
+            return lacking
+        blocks = transformer_of(subject).config.blocks
+        if any(block.attention.kind == "linear-bidirectional" for block in blocks):
             return "its attention is not causal"
         if lacking := lacks_questions(task):
             return lacking
@@ -55,9 +58,10 @@ class TokenBinding:
 
     def run(self, bench: Bench) -> Finding:
         """Names the copying layer and how far back it holds."""
-        measures = measure(bench.subject.model, bench.plan, bench.progress)
+        model = transformer_of(bench.subject)
+        measures = measure(model, bench.plan, bench.progress)
         reading = read(measures)
-        softmax = any(b.attention.kind == "softmax" for b in bench.subject.model.config.blocks)
+        softmax = any(b.attention.kind == "softmax" for b in model.config.blocks)
         outcome = _outcome(reading, measures.decoded[SUBJECT], softmax)
         return Finding(
             analysis=self.name,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from probe.analysis import Bench
 from probe.capture import Runner
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.closeness import Closeness, compare
 from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.models.transformer import SequenceTransformer
@@ -77,7 +77,9 @@ class WeightRefit:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
-        model = subject.model
+        if lacking := lacks_weights(subject):
+            return lacking
+        model = transformer_of(subject)
         return lacks_questions(task) or lacks_slots(model, token_slots(model))
 
     def run(self, bench: Bench) -> Finding:
@@ -110,7 +112,7 @@ class WeightRefit:
 
 def refitted(bench: Bench) -> Refitted:
     """Fits the model and its twin, prunes, and scores on held-out sequences."""
-    model = bench.subject.model
+    model = transformer_of(bench.subject)
     basis = SlotBasis.of(model, token_slots(model))
     plan = replace(bench.plan, sequences=min(SCORED, bench.plan.sequences))
     whole, rebuilt = _fitted(model, basis, plan)

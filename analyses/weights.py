@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from probe.analysis import Bench
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.findings import (
     Figure,
     Finding,
@@ -55,12 +55,14 @@ class Weights:
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
         """Linear attention alone, on tokens of several slots."""
-        model = subject.model
+        if lacking := lacks_weights(subject):
+            return lacking
+        model = transformer_of(subject)
         return lacks_questions(task) or lacks_slots(model, token_slots(model))
 
     def run(self, bench: Bench) -> Finding:
         """Supports if block scalars agree with the model and each block of them is a step."""
-        model = bench.subject.model
+        model = transformer_of(bench.subject)
         count = max(LEAST, bench.plan.sequences // (SHARE * len(model.blocks)))
         plan = replace(bench.plan, sequences=min(count, bench.plan.sequences))
         found = study(model, plan, bench.progress)

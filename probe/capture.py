@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel, Tokens
 
 GROUP = 16
 
@@ -28,7 +28,7 @@ class Runner:
         asked: The tokens whose predictions are handed back.
     """
 
-    model: SequenceTransformer
+    model: HookedModel
     batch_size: int = 256
     asked: slice = field(default_factory=lambda: slice(None))
 
@@ -39,7 +39,7 @@ class Runner:
     @torch.no_grad()
     def run(
         self,
-        tokens: Float[Tensor, "batch time d_in"],
+        tokens: Tokens,
         edits: Mapping[str, Edit] = MappingProxyType({}),
     ) -> Float[Tensor, "batch asked d_v"]:
         """Predictions with what passes each named hook replaced by its edit.
@@ -111,9 +111,7 @@ def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:
     return Capture(output, nothing, nothing, output.new_zeros(0, *output.shape))
 
 
-def capture_output(
-    model: SequenceTransformer, tokens: Float[Tensor, "batch time d_in"], batch_size: int
-) -> Capture:
+def capture_output(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
     """Predictions alone, as `capture` sees them, for stages that look at nothing inside."""
     return predictor_only(Runner(model, batch_size).run(tokens))
 
@@ -131,9 +129,7 @@ def misplaced(seen: Capture) -> float:
 
 
 @torch.no_grad()
-def capture(
-    model: SequenceTransformer, tokens: Float[Tensor, "batch time d_in"], batch_size: int
-) -> Capture:
+def capture(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
     """Runs the model on `batch_size` sequences at a time and keeps the stream and the updates.
 
     The batch size is rounded up to a multiple of 16: narrow float32 products take rows in groups,
@@ -142,10 +138,10 @@ def capture(
     """
     device = next(model.parameters()).device
     stream = model.layer_sites()
-    updates = tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(model.blocks)))
+    updates = model.update_sites()
     wanted = {*stream, *updates}
     outputs, kept = [], []
-    for part in tokens.split(-(-batch_size // GROUP) * GROUP):
+    for part in torch.split(tokens, -(-batch_size // GROUP) * GROUP):
         output, cache = model.run_with_cache(
             part.to(device), names_filter=lambda name: name in wanted
         )

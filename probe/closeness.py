@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.capture import Capture, capture_output, predictor_only
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.statistics import Interval, mean_per_sequence, share_explained
 from probe.sweep import Batch, Context, Plan, Sums, Sweep, View
 from probe.views import SUBJECT, seen_as
@@ -63,7 +63,7 @@ class Closeness:
 
 
 def compare(
-    models: Mapping[str, SequenceTransformer],
+    models: Mapping[str, HookedModel],
     plan: Plan,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Closeness]:

@@ -19,7 +19,7 @@ from probe.columns import Columns
 from probe.design import Meeting, Pair, comparable, measure, pairs
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.input_laws import OWN
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Thresholds, classify
 from probe.scores import Reading, read, scored
@@ -45,7 +45,7 @@ class Asked:
         view: How to see it.
     """
 
-    models: Mapping[str, SequenceTransformer]
+    models: Mapping[str, HookedModel]
     view: View
 
 
@@ -198,9 +198,7 @@ def left_open(reading: Reading, thresholds: Thresholds) -> tuple[str, ...]:
     return tuple(n for n in comparable() if n in (*groups.equivalent, *groups.undecided))
 
 
-def discriminate(
-    model: SequenceTransformer, plan: Plan, setting: Setting, results: Results
-) -> Finding:
+def discriminate(model: HookedModel, plan: Plan, setting: Setting, results: Results) -> Finding:
     """Tries the families that the main run leaves open under the inputs that part them."""
     thresholds = Thresholds.load()
     stage = response_stages(setting)[0]

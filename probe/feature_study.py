@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probe.analysis import Bench
 from probe.capture import capture, predictor_only
+from probe.checkpoints.base import transformer_of
 from probe.closeness import half_squares
 from probe.extensions import ExtensionStage, Responses, places_of
 from probe.features import (
@@ -28,7 +29,7 @@ from probe.features import (
     posed,
     sites_of,
 )
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.ridge import RidgeFit
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import PILOT, Batch, Context, Measured, Plan, Results, Stage, Sums, Sweep
@@ -158,7 +159,7 @@ def study(bench: Bench, candidates: Candidates) -> FeatureStudy:
     """
     plan = replace(bench.plan, sequences=min(bench.plan.sequences, SEQUENCES))
     decoding = DecodingStage(
-        sites_of(bench.subject.model), candidates.own, bench.setting.windows.judged
+        sites_of(transformer_of(bench.subject)), candidates.own, bench.setting.windows.judged
     )
     maps, decodability = _decode(plan, bench, decoding)
     holds = first_holding(decodability)
@@ -236,7 +237,7 @@ def _sweep(
     bench: Bench,
     stages: tuple[Stage, ...],
     progress: Progress,
-    others: Mapping[str, SequenceTransformer] = MappingProxyType({}),
+    others: Mapping[str, HookedModel] = MappingProxyType({}),
 ) -> Results:
     """One sweep of the subject and of other models beside it."""
     models = {SUBJECT: bench.subject.model, **others}

@@ -268,6 +268,7 @@ class Report:
         findings: One per analysis, in the order of the report.
         run: Wall time, device, host, versions: what does not follow from the inputs.
         left_out: Why other analyses did not run, by name.
+        audit: Checks of the load and the hooks, made before anything is claimed.
     """
 
     subject: Mapping[str, object]
@@ -277,3 +278,4 @@ class Report:
     findings: tuple[Finding, ...]
     run: Mapping[str, object] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    audit: tuple[Instrument, ...] = ()

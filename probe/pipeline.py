@@ -11,9 +11,10 @@ from probe import __version__, discrimination, nudge, reference, verdict
 from probe.analysis import Bench, Setting, choose_analyses
 from probe.capture import capture, misplaced
 from probe.change_point import change_point_stage, read_parts
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, transformer_of
 from probe.errors import InputError
 from probe.findings import Finding, Instrument, Report
+from probe.models.hooked import SequenceModel
 from probe.pilot import scout
 from probe.progress import Phases
 from probe.reproduction import protocol
@@ -66,7 +67,7 @@ def _analyze(request: Request, progress: Progress) -> Report:
     check_fit(subject, plan)
     asked = choose_analyses(subject, plan.task, request.only, request.thorough)
     phases = Phases(progress, 1 + len(asked.jobs))
-    setting = scout(plan, len(subject.model.blocks))
+    setting = scout(plan, subject.model.layers)
     beside = reference.ReferenceStage(setting.ridge)
     wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
     wanted += [stage for a in asked.analyses for stage in a.stages(setting)]
@@ -75,7 +76,7 @@ def _analyze(request: Request, progress: Progress) -> Report:
     for job in asked.jobs:
         findings[job.name] = job.run(Bench(subject, plan, setting, results, phases.next()))
     if request.published:
-        beside_ours = protocol.published_protocol(subject.model, plan.task, plan.seed)
+        beside_ours = protocol.published_protocol(transformer_of(subject), plan.task, plan.seed)
         findings[beside_ours.analysis] = beside_ours
     if request.discriminate:
         apart = discrimination.discriminate(subject.model, plan, setting, results)
@@ -97,11 +98,13 @@ def check_fit(subject: Subject, plan: Plan) -> None:
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
     """
-    config, task = subject.model.config, plan.task
-    if (config.d_in, config.d_out) != (task.width_in, task.width_out):
+    model, task = subject.model, plan.task
+    if not isinstance(model, SequenceModel):
+        raise InputError(f"{subject.name}: reads token ids, task {task.name} has vectors")
+    if (model.d_in, model.d_out) != (task.width_in, task.width_out):
         raise InputError(
             f"task {task.name} has tokens of width {task.width_in} and targets of width "
-            f"{task.width_out}; the model wants {config.d_in} and {config.d_out}"
+            f"{task.width_out}; the model wants {model.d_in} and {model.d_out}"
         )
     output = subject.model(plan.draw(PILOT, 0, 2).tokens)
     if not bool(output.isfinite().all()):
@@ -188,7 +191,7 @@ def describe_subject(subject: Subject) -> dict[str, object]:
         "name": subject.name,
         "format": subject.format,
         "sha256": subject.sha256,
-        "layers": len(subject.model.blocks),
+        "layers": subject.model.layers,
         "parameters": subject.parameters,
     }
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from probe.capture import Capture
 from probe.errors import InputError
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
@@ -235,9 +235,9 @@ class Sweep:
     def __init__(
         self,
         plan: Plan,
-        models: Mapping[str, SequenceTransformer],
+        models: Mapping[str, HookedModel],
         views: Mapping[str, View],
-        forward: Callable[[SequenceTransformer, Tensor, int], Capture],
+        forward: Callable[[HookedModel, Tensor, int], Capture],
         progress: Callable[[int, int], None] = lambda done, total: None,
         layouts: Mapping[str, Task] = MappingProxyType({}),
     ):
@@ -332,7 +332,7 @@ class Sweep:
             }
         return sequences.clipped_share, sums
 
-    def _seen(self, name: str, model: SequenceTransformer, tokens: Tensor) -> Capture:
+    def _seen(self, name: str, model: HookedModel, tokens: Tensor) -> Capture:
         """What a model did where its task asks."""
         seen = self.forward(model, tokens, self.plan.batch_size)
         return seen.at(asked_tokens(self.layouts.get(name, self.plan.task)))
@@ -346,13 +346,13 @@ class Sweep:
             raise InputError(f"{model}: its task draws other sequences than {self.plan.task.name}")
         return own.tokens
 
-    def _models(self) -> dict[str, SequenceTransformer]:
+    def _models(self) -> dict[str, HookedModel]:
         """The worker's own copies, since hooks of concurrent forward passes would mix."""
         if not hasattr(self._local, "models"):
             self._local.models = {
                 name: deepcopy(model).to(self.plan.device) for name, model in self.models.items()
             }
-        models: dict[str, SequenceTransformer] = self._local.models
+        models: dict[str, HookedModel] = self._local.models
         return models
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 
 from probe.capture import Capture, predictor_only
 from probe.mesa_layer import ForgetData, mesa_layer
-from probe.models.transformer import Block, SequenceTransformer
+from probe.models.hooked import HookedModel
+from probe.models.transformer import Block
 from probe.problem import InContextProblem
 from probe.sampling import generator_for
 from probe.sweep import Context, View
@@ -18,6 +20,7 @@ SWAPPED = "swapped_context"
 ANOTHER = "another_sequence"
 PLANTED = "planted_mesa"
 LARGEST = 1e4  # of what the twin's stream may hold
+Model = TypeVar("Model", bound=HookedModel)
 PERMUTATION = 4  # a stream of its own beside the splits
 
 
@@ -53,7 +56,7 @@ def planted_mesa(
 
 
 @torch.no_grad()
-def permuted_twin(model: SequenceTransformer, seed: int) -> SequenceTransformer:
+def permuted_twin(model: Model, seed: int) -> Model:
     """The model with the entries of each trained matrix permuted: same sizes, nothing learned."""
     twin = deepcopy(model)
     generator = generator_for(seed, PERMUTATION)

@@ -1,11 +1,12 @@
 """The Subject, the checks that every load must pass, and the choice of a format."""
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,9 +15,12 @@ from torch import Tensor
 from probe import checkpoints, registry
 from probe.errors import InputError
 from probe.linalg import LinAlgError
+from probe.models.hooked import HookedModel, Tokens
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
 
+LARGEST_CONFIG = 2**22  # bytes of a config.json that is read at all
+NOT_OURS = "a model whose weights have known roles (a SequenceTransformer)"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,14 +45,18 @@ class Subject:
         task: Name of its default task, where the checkpoint or preset states one.
         sha256: Hash over all tensors, independent of the format.
         tensors: The load table.
+        dropped: Names in the file that no forward pass reads, such as stale buffers.
+        original: What the model said before it was wrapped, where it was; an audit compares.
     """
 
     name: str
     format: str
-    model: SequenceTransformer
+    model: HookedModel
     task: str | None
     sha256: str
     tensors: tuple[LoadedTensor, ...]
+    dropped: tuple[str, ...] = ()
+    original: Callable[[Tokens], Tensor] | None = None
 
     @property
     def parameters(self) -> int:
@@ -64,16 +72,39 @@ class Weights:
     sources: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a user points at.
+
+    Attributes:
+        path: A file or folder, or a name on a hub; `PATH#NAME` picks one of several models.
+        preset: Name of what the file does not state.
+        allow_hub: Whether the network may be asked.
+    """
+
+    path: Path
+    preset: str | None = None
+    allow_hub: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The path without the name of a member."""
+        return Path(str(self.path).partition("#")[0])
+
+
 @runtime_checkable
 class Format(Protocol):
     """Reads one kind of checkpoint."""
 
     name: str
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the path looks like this format, judged without reading untrusted content."""
+    def recognises(self, source: Source) -> bool:
+        """Whether the source looks like this format; at most a small JSON file is read for it.
 
-    def read(self, path: Path, preset: str | None) -> Subject:
+        No two formats recognise the same source.
+        """
+
+    def read(self, source: Source) -> Subject:
         """Reads a checkpoint.
 
         Raises:
@@ -81,21 +112,52 @@ class Format(Protocol):
         """
 
 
-def load(path: str | Path, preset: str | None = None) -> Subject:
+def load(path: str | Path, preset: str | None = None, allow_hub: bool = False) -> Subject:
     """Reads a checkpoint of any known format. `PATH#NAME` picks one of several models in a file.
 
     Raises:
         InputError: Nothing there, an unknown format, or a checkpoint that fails its checks.
     """
-    path = Path(path)
-    if not Path(str(path).partition("#")[0]).exists():
-        raise InputError(f"{path}: no such file or folder")
+    source = Source(Path(path), preset, allow_hub)
+    if not source.file.exists() and not allow_hub:
+        raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
     for known in registry.discover(checkpoints).values():
-        if known.recognises(path):
-            subject: Subject = known.read(path, preset)
+        if known.recognises(source):
+            subject: Subject = known.read(source)
             return subject
     names = ", ".join(registry.discover(checkpoints))
-    raise InputError(f"{path}: unknown checkpoint format; known: {names}")
+    raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
+
+
+def described_by(folder: Path) -> dict[str, Any]:
+    """What config.json in a folder says; empty if there is none that can be read.
+
+    Formats recognise their folders by it; what is damaged is refused when it is read in earnest.
+    """
+    path = folder / "config.json"
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            return {}
+        plain = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def transformer_of(subject: Subject) -> SequenceTransformer:
+    """The model, where it is one of ours, whose weights can be read and replaced.
+
+    Raises:
+        InputError: It is somebody else's.
+    """
+    if not isinstance(subject.model, SequenceTransformer):
+        raise InputError(f"{subject.name}: {NOT_OURS}")
+    return subject.model
+
+
+def lacks_weights(subject: Subject) -> str | None:
+    """What a model lacks for an analysis that reads or replaces weights by their role."""
+    return None if isinstance(subject.model, SequenceTransformer) else NOT_OURS
 
 
 def build_subject(
@@ -153,10 +215,9 @@ def _check_stream(path: Path, model: SequenceTransformer) -> None:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
         raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
-    for layer, block in enumerate(model.blocks):
-        parts = ["hook_resid_pre", "hook_attn_out"] + ["hook_mlp_out"] * (block.mlp is not None)
-        total = sum(cache[f"blocks.{layer}.{part}"] for part in parts)
-        after = cache[f"blocks.{layer}.hook_resid_post"]
+    for layer, identity in enumerate(model.residual_sums()):
+        total = torch.stack([cache[part] for part in identity.parts]).sum(0)
+        after = cache[identity.after]
         if not bool(after.isfinite().all()):
             raise InputError(f"{path}: the stream overflows in block {layer}")
         if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):

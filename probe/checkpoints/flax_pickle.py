@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.checkpoints.base import Subject, Weights, build_subject
+from probe.checkpoints.base import Source, Subject, Weights, build_subject
 from probe.checkpoints.safe_pickle import read_pickle
 from probe.errors import InputError
 from probe.models.attention import MesaAttention
@@ -21,19 +21,20 @@ class FlaxPickle:
 
     name = "flax-pickle"
 
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, source: Source) -> bool:
         """By its suffix."""
-        return path.name.partition("#")[0].endswith(".pkl")
+        return source.file.name.endswith(".pkl")
 
-    def read(self, path: Path, preset: str | None) -> Subject:
+    def read(self, source: Source) -> Subject:
         """Reads the tree, then fits it to the model that the preset describes.
 
         Raises:
             InputError: No preset, a tree that is damaged or hostile, or one that does not match.
         """
-        if preset is None:
+        path = source.path
+        if source.preset is None:
             raise InputError(f"{path}: the file does not state its model; give --preset NAME")
-        described = find_preset(preset)
+        described = find_preset(source.preset)
         name, _, member = path.name.partition("#")
         tree = _tree(path, read_pickle(path.with_name(name)), member)
         weights = _translate(path, _flatten(path, tree), described.config)

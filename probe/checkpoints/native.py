@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from probe.checkpoints.base import Subject, Weights, build_subject
+from probe.checkpoints.base import Source, Subject, Weights, build_subject, described_by
 from probe.errors import InputError
 from probe.files import write_atomically
 from probe.models.transformer import ModelConfig, SequenceTransformer
@@ -20,17 +20,18 @@ class NativeFolder:
 
     name = "native"
 
-    def recognises(self, path: Path) -> bool:
-        """A folder, or a path into one."""
-        return path.is_dir()
+    def recognises(self, source: Source) -> bool:
+        """A folder whose config.json is not of another program."""
+        return source.path.is_dir() and "model_type" not in described_by(source.path)
 
-    def read(self, path: Path, preset: str | None) -> Subject:
+    def read(self, source: Source) -> Subject:
         """Reads config.json, then the tensors that it calls for.
 
         Raises:
             InputError: A file is missing, damaged, of another version, or does not match.
         """
-        if preset is not None:
+        path = source.path
+        if source.preset is not None:
             raise InputError(f"{path}: a native folder states its own model; leave out --preset")
         for name in (CONFIG, WEIGHTS):
             if not (path / name).is_file():

@@ -14,13 +14,13 @@ from probe.errors import InputError
 @preset_option
 def convert(checkpoint: Path, out: Path, preset: str | None) -> None:
     """Writes CHECKPOINT to the folder OUT in the native format."""
-    from probe.checkpoints.base import load
+    from probe.checkpoints.base import load, transformer_of
     from probe.checkpoints.native import write_native
 
     subject = load(checkpoint, preset)
     if out.exists():
         raise InputError(f"{out}: exists already")
-    write_native(subject.model, subject.task, out)
+    write_native(transformer_of(subject), subject.task, out)
     click.echo(f"{out}: {len(subject.tensors)} tensors, sha256 {subject.sha256[:16]}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.capture import Capture
 from probe.cka import CrossMoments, linear_cka
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.sweep import Batch, Context, Measured, Sums, View
 
 JOINED = "joined"
@@ -95,7 +95,7 @@ class SimilarityStage:
 
 
 def conclude(
-    measured: Measured, models: Mapping[str, SequenceTransformer], twins: Mapping[str, str]
+    measured: Measured, models: Mapping[str, HookedModel], twins: Mapping[str, str]
 ) -> tuple[Similarity, ...]:
     """CKA of each pair of models that have a twin.
 
@@ -134,5 +134,5 @@ def conclude(
     )
 
 
-def _widths(model: SequenceTransformer) -> tuple[int, ...]:
-    return (model.config.d_model,) * len(model.layer_sites())
+def _widths(model: HookedModel) -> tuple[int, ...]:
+    return (model.d_model,) * len(model.layer_sites())

@@ -6,6 +6,7 @@ goes on to the next block. What reaches the read-out is `hook_resid_final`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformer_lens.hook_points import HookPoint
 
 from probe.errors import InputError
 from probe.models.attention import KINDS, Attention, AttentionKind
+from probe.models.hooked import Cache, Heads, HeadSites, ResidualSum, SequenceModel
 
 LARGEST_SIDE, MOST_BLOCKS = 100_000, 200  # of a model read from a file
 
@@ -223,8 +225,10 @@ class Block(nn.Module):
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
 
-class SequenceTransformer(HookedRootModule):  # type: ignore[misc]
+class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc]
     """A transformer on continuous tokens."""
+
+    setup: Callable[[], None]
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -267,6 +271,59 @@ class SequenceTransformer(HookedRootModule):  # type: ignore[misc]
         """Hook names of the stream before the first block, between blocks and after the last."""
         between = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(len(self.blocks)))
         return (*between, "hook_resid_final")
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.config.d_model
+
+    @property
+    def d_in(self) -> int:
+        """Width of a token."""
+        return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of a prediction."""
+        return self.config.d_out
+
+    def update_sites(self) -> tuple[str, ...]:
+        """Hook names of what the attention of each block adds to the stream."""
+        return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(self.blocks)))
+
+    def residual_sums(self) -> tuple[ResidualSum, ...]:
+        """Before + attention + MLP = after, in every block; the clip comes later."""
+        return tuple(
+            ResidualSum(
+                tuple(
+                    f"blocks.{layer}.{part}"
+                    for part in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+                    if part != "hook_mlp_out" or block.mlp is not None
+                ),
+                f"blocks.{layer}.hook_resid_post",
+            )
+            for layer, block in enumerate(self.blocks)
+        )
+
+    def head_sites(self, layer: int) -> HeadSites:
+        """The hooks of the block's attention."""
+        names = tuple(f"blocks.{layer}.attn.hook_{role}" for role in "qkvz")
+        return HeadSites(names, names[-1], self.config.blocks[layer].attention.heads)
+
+    def heads(self, layer: int, cache: Cache) -> Heads:
+        """Queries, keys, values and what was gathered, as they passed the hooks."""
+        return Heads(*(cache[name] for name in self.head_sites(layer).seen))
+
+    def mix(self, layer: int, heads: Heads) -> Float[Tensor, "batch time heads d_v"]:
+        """The block's mixer on other queries, keys and values."""
+        block: Any = self.blocks[layer]
+        mixed: Tensor = block.attn.mixer(heads.queries, heads.keys, heads.values)
+        return mixed
 
     @torch.no_grad()
     def initialise(self, std: float, generator: torch.Generator) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from probe.checkpoints.base import load
+from probe.checkpoints.base import load, transformer_of
 from probe.planted.base import Planted, Truth
 from probe.planted.descent import Filtered, Steps
 from probe.planted.ridge import LeastSquares
@@ -88,7 +88,7 @@ class Trained:
         chosen = fitting[whole(generator, 0, len(fitting) - 1)]
         return Planted(
             name=f"trained {chosen.folder}",
-            model=_model(chosen.folder).model,
+            model=transformer_of(_model(chosen.folder)),
             task=task,
             truth=chosen.truth,
             solver=chosen.solver,

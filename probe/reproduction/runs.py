@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from probe.checkpoints.base import load
+from probe.checkpoints.base import load, transformer_of
 from probe.errors import InputError
 from probe.models.transformer import SequenceTransformer
 from probe.presets.base import find_preset
@@ -84,11 +84,12 @@ def _checkpoint_runs(source: Source, seed: int, skipped: list[Skipped]) -> Itera
         quantities = frozenset(claim.quantity for claim in arrays) | {published.LOSS}
         prober = Prober(find_task(subject.task or ""), quantities, entry.probing, source.recursions)
         brief = replace(prober, quantities=frozenset({published.LOSS}))
+        model = transformer_of(subject)
         yield Run(
             name=entry.file,
             arrays=arrays,
-            measure=partial(_probed, prober, subject.model, seed),
-            measure_means=partial(_probed, brief, subject.model, seed),
+            measure=partial(_probed, prober, model, seed),
+            measure_means=partial(_probed, brief, model, seed),
             stated_mean=entry.stated_mean,
         )
 
@@ -137,7 +138,7 @@ def _training_runs(source: Source, seed: int, skipped: list[Skipped]) -> Iterato
         if not trained and not untrained:
             continue
         try:
-            model = load(source.folder / entry.name, ONE_LAYER).model
+            model = transformer_of(load(source.folder / entry.name, ONE_LAYER))
         except InputError as error:
             skipped.append(Skipped(entry.name, str(error), published.INTERPOLATION))
             continue

@@ -9,6 +9,7 @@ each token contributes, |w_tj| |v_j W_O|, the OV circuit applied to the stream a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -82,9 +83,8 @@ def without(
     named = torch.isin(position[:, None] - position, torch.tensor(list(lags)))
     weights = mixing_weights(attention, q, k) * named
     lost = torch.einsum("bhtj,bjhc,hcm->btm", weights, v, attention.W_O)
-    changed: Tensor = model.run_with_hooks(
-        tokens, fwd_hooks=[(site, lambda added, hook: added - lost)]
-    )
+    run: Any = model.run_with_hooks
+    changed: Tensor = run(tokens, fwd_hooks=[(site, lambda added, hook: added - lost)])
     return changed
 
 

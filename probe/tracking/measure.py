@@ -140,7 +140,7 @@ def measure(series: Series, plan: Plan, progress: Progress = lambda done, total:
         check_fit(point.subject, plan)
     groups = [points[i : i + TOGETHER] for i in range(0, len(points), TOGETHER)]
     with one_thread():
-        setting = scout(plan, len(points[0].subject.model.blocks))
+        setting = scout(plan, points[0].subject.model.layers)
         measured: list[Measurement] = []
         for at, group in enumerate(groups):
             told = partial(_told, progress, at, len(groups))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probe import checkpoints, registry
-from probe.checkpoints.base import Subject, load
+from probe.checkpoints.base import Source, Subject, load
 from probe.checkpoints.native import CONFIG
 from probe.errors import InputError
 
@@ -112,7 +112,7 @@ def _find(folder: Path) -> tuple[dict[int, Path], tuple[str, ...]]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return any(known.recognises(path) for known in registry.discover(checkpoints).values())
+    return any(known.recognises(Source(path)) for known in registry.discover(checkpoints).values())
 
 
 def _step(path: Path) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probe.capture import capture, capture_output
-from probe.checkpoints.base import Subject
+from probe.checkpoints.base import Subject, transformer_of
 from probe.closeness import LossStage, change_to, ratio
 from probe.comparison.losses import Band, band
 from probe.models.recipes import Optimiser, Recipe
@@ -123,6 +123,7 @@ def transplant(
             "Pairs lie on two tokens: no token's stream can state the problem by itself."
         )
     check_fit(subject, plan)
+    old = transformer_of(subject)
     phases = phases or Phases(lambda done, total: None, len(STEPS) + (tuning_steps > 0))
     with one_thread():
         found = _bindings(subject, plan, phases.next())
@@ -131,13 +132,13 @@ def transplant(
             return Refusal("No layer's stream tells a token its pair and its query.", found)
         binding = complete[0]
         answer = _answer(subject, plan, binding, phases.next())
-        model = build(subject.model, binding, answer)
-        exchange = exchanged(subject.model, model, plan, phases.next())
+        model = build(old, binding, answer)
+        exchange = exchanged(old, model, plan, phases.next())
         tuned = None
         if tuning_steps:
             model = fine_tuned(model, plan, tuning_steps, binding.layer)
-            tuned = exchanged(subject.model, model, plan, phases.next())
-    removed = len(subject.model.blocks) - binding.layer
+            tuned = exchanged(old, model, plan, phases.next())
+    removed = old.layers - binding.layer
     return Transplant(model, binding, found, answer, exchange, tuned, subject.parameters, removed)
 
 

@@ -12,7 +12,7 @@ from probe.analysis import Setting
 from probe.capture import capture_output
 from probe.change_point import ChangePointStage, Parts, change_point_stage, read_parts
 from probe.findings import Verdict
-from probe.models.transformer import SequenceTransformer
+from probe.models.hooked import HookedModel
 from probe.pilot import scout
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Thresholds
@@ -85,7 +85,7 @@ class Seen:
 
 
 def look(
-    models: Mapping[str, SequenceTransformer],
+    models: Mapping[str, HookedModel],
     plan: Plan,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Seen]:
@@ -105,7 +105,7 @@ def look(
                 readings={kind: _read(group, results, name, kind) for kind in KINDS},
                 nudge=nudges.get(name),
                 parts=read_parts(results[group.change_point, name]),
-                layers=len(model.blocks),
+                layers=model.layers,
                 scope=f"task {plan.task.name}, t = {label(group.setting.windows.judged)}",
             )
             for name, model in models.items()
@@ -117,7 +117,7 @@ KINDS = (SUBJECT, TWIN, SWAPPED, PLANTED)
 
 def _measure(
     group: _Group,
-    models: Mapping[str, SequenceTransformer],
+    models: Mapping[str, HookedModel],
     progress: Callable[[int, int], None],
 ) -> tuple[Results, float]:
     """Runs the response of models and controls; returns the clipped share too."""
@@ -148,9 +148,7 @@ def _read(group: _Group, results: Results, name: str, kind: str) -> Reading:
     return read(stage, results[stage, group.view(name, kind)], OUTPUT, "judged")
 
 
-def _nudges(
-    group: _Group, models: Mapping[str, SequenceTransformer], clipped: float
-) -> dict[str, Nudge]:
+def _nudges(group: _Group, models: Mapping[str, HookedModel], clipped: float) -> dict[str, Nudge]:
     """The nudge, on tasks of few teachers, where it is judged first."""
     teachers = nudge.known_teachers(group.setting.task)
     if not teachers:

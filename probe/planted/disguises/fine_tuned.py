@@ -55,7 +55,9 @@ class FineTuned:
 
     def _train(self, planted: Planted, generator: torch.Generator) -> SequenceTransformer:
         model, label = deepcopy(planted.model), Label.of(planted, generator)
-        matrices = {n: p.requires_grad_(True) for n, p in model.named_parameters() if p.any()}
+        matrices = {n: p for n, p in model.named_parameters() if p.any()}
+        for matrix in matrices.values():
+            matrix.requires_grad_(True)
         written = _copied(matrices)
         optimiser = self._optimiser(matrices)
         for _ in range(self.steps):

@@ -47,7 +47,9 @@ def with_blocks(planted: Planted, blocks: Sequence[BlockParts]) -> Planted:
     A state also stands before all blocks that were added in front of its own.
     """
     config = replace(planted.model.config, blocks=tuple(block.config for block in blocks))
-    weights = {n: p for n, p in planted.model.named_parameters() if not n.startswith("blocks.")}
+    weights: dict[str, Tensor] = {
+        n: p for n, p in planted.model.named_parameters() if not n.startswith("blocks.")
+    }
     for index, block in enumerate(blocks):
         weights |= {f"blocks.{index}.{name}": value for name, value in block.weights.items()}
     known = {state.layer: state for state in planted.states}
