@@ -13,12 +13,14 @@ from probe.text import RandomIds, TextWindows, reading_of
 class _Reader(LanguageModel):
     """As much of a language model as reading needs."""
 
-    __abstractmethods__ = frozenset()
     tokenizer = vocabulary = longest = None
 
     def __init__(self, tokenizer=None, vocabulary=300, longest=32):
         super().__init__()
         self.tokenizer, self.vocabulary, self.longest = tokenizer, vocabulary, longest
+
+
+_Reader.__abstractmethods__ = frozenset()
 
 
 class _Bytes:
