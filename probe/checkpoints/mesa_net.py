@@ -168,9 +168,8 @@ def _our_name(name: str) -> str:
 
 
 def _check_penalties(path: Path, model: MesaNet) -> None:
-    for layer, block in enumerate(model.blocks):
-        attention: Any = block
-        if not bool((attention.attn.penalty > 0).all()):
+    for layer in range(model.layers):
+        if not bool((model.attention(layer).penalty > 0).all()):
             raise InputError(f"{path}: a penalty in block {layer} is 0, which has no solution")
 
 

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 
 from probe.errors import InputError
 from probe.mesa_layer import ForgetData, mesa_layer
-from probe.models.hooked import Heads, HeadSites, LanguageModel, ResidualSum
+from probe.models.hooked import Cache, Heads, HeadSites, LanguageModel, ResidualSum
 from probe.models.transformer import LARGEST_SIDE, MOST_BLOCKS
 
 LARGEST_VOCABULARY = 4_000_000
@@ -124,7 +124,7 @@ class MesaAttention(nn.Module):
         write = self.hook_write(self.b_proj(x).sigmoid())
         # A gate of zero would have no logarithm.
         faded = self.a_proj(x).sigmoid().clamp(min=torch.finfo(x.dtype).tiny)
-        z = self.hook_z(self.solve(q, k, v, write, self.hook_forget(faded)))
+        z = self.hook_z(least_squares(q, k, v, self.penalty, write, self.hook_forget(faded)))
         normed = self.o_norm(z)
         if self.g_proj is not None:
             normed = normed * functional.silu(self._split(self.g_proj(x)))
@@ -136,23 +136,37 @@ class MesaAttention(nn.Module):
         """The diagonal of Lambda, in units of the keys squared."""
         return self._split(functional.softplus(self.lambda_params)) + self.least_penalty
 
-    def solve(
-        self,
-        q: Float[Tensor, "batch time heads d_head"],
-        k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_head"],
-        write: Float[Tensor, "batch time heads"] | None,
-        forget: Float[Tensor, "batch time heads"] | None,
-    ) -> Float[Tensor, "batch time heads d_head"]:
-        """Phi_t q_t of `probe.mesa_layer`; the penalty stays while pairs are forgotten."""
-        if not torch.is_grad_enabled():
-            # An analysis looks: it wants the exact solution, not one to float32.
-            q, k = q.double(), k.double()
-        gate = None if forget is None else ForgetData(forget)
-        return mesa_layer(k, v, q, self.penalty, gate, write)
+    @property
+    def typical_penalty(self) -> Float[Tensor, " heads"]:
+        """The geometric mean of a head's penalties."""
+        return self.penalty.log().mean(-1).exp()
+
+    @property
+    def alike(self) -> Float[Tensor, "heads d_head"]:
+        """Factors of keys and queries after which every channel has the typical penalty.
+
+        With D = (m / Lambda)^(1/2), C (G + Lambda)^-1 q = C D (D G D + m)^-1 D q.
+        """
+        return (self.typical_penalty[:, None] / self.penalty).sqrt()
 
     def _split(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch heads d_head"]:
         return x.unflatten(-1, (self.heads, -1))
+
+
+def least_squares(
+    q: Float[Tensor, "batch time heads d_k"],
+    k: Float[Tensor, "batch time heads d_k"],
+    v: Float[Tensor, "batch time heads d_v"],
+    penalty: Float[Tensor, " heads"] | Float[Tensor, "heads d_k"],
+    write: Float[Tensor, "batch time heads"] | None,
+    forget: Float[Tensor, "batch time heads"] | None,
+) -> Float[Tensor, "batch time heads d_v"]:
+    """Phi_t q_t of `probe.mesa_layer`; the penalty stays while pairs are forgotten."""
+    if not torch.is_grad_enabled():
+        # An analysis looks: it wants the exact solution, not one to float32.
+        q, k = q.double(), k.double()
+    gate = None if forget is None else ForgetData(forget)
+    return mesa_layer(k, v, q, penalty, gate, write)
 
 
 def _unit(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -283,14 +297,26 @@ class MesaNet(HookedRootModule, LanguageModel):  # type: ignore[misc]
         names = tuple(f"blocks.{layer}.attn.hook_{role}" for role in roles)
         return HeadSites(names, f"blocks.{layer}.attn.hook_z", self.config.heads)
 
-    def heads(self, layer: int, cache: Any) -> Heads:
-        """What the regression of each head was given and what it answered."""
-        return Heads(*(cache[name] for name in self.head_sites(layer).seen))
+    def heads(self, layer: int, cache: Cache) -> Heads:
+        """What the regression of each head was given and what it answered.
+
+        Keys and queries are scaled such that the head penalises every channel alike: what it
+        solves is then ridge regression with one lambda, its `typical_penalty`. Where all its
+        penalties are the same they are those of the hooks.
+        """
+        q, k, *others = (cache[name] for name in self.head_sites(layer).seen)
+        alike = self.attention(layer).alike
+        return Heads(q * alike, k * alike, *others)
 
     def mix(self, layer: int, heads: Heads) -> Float[Tensor, "batch time heads d_v"]:
-        """The block's own least squares on other queries, keys, values and gates."""
-        attention: Any = self.blocks[layer]
-        mixed: Tensor = attention.attn.solve(
-            heads.queries, heads.keys, heads.values, heads.write, heads.forget
+        """Ridge regression with the typical penalty on keys and queries that are so scaled."""
+        penalty = self.attention(layer).typical_penalty
+        return least_squares(
+            heads.queries, heads.keys, heads.values, penalty, heads.write, heads.forget
         )
-        return mixed
+
+    def attention(self, layer: int) -> MesaAttention:
+        """The attention of a block."""
+        block: Any = self.blocks[layer]
+        attention: MesaAttention = block.attn
+        return attention
