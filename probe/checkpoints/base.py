@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -171,23 +171,45 @@ def build_subject(
     """
     with torch.device("meta"):
         model = SequenceTransformer(config)
+    tensors = fill(path, model, weights)
+    check_stream(path, model, normal(generator_for(0), 2, 8, config.d_in).float())
+    name = path.name.removesuffix(".pkl")
+    return Subject(name, format_name, model, task, hash_of(tensors), tensors)
+
+
+def fill(path: Path, model: HookedModel, weights: Weights) -> tuple[LoadedTensor, ...]:
+    """Gives a model that was built without memory its tensors, as float32, for evaluation.
+
+    Returns:
+        The load table.
+
+    Raises:
+        InputError: A tensor is missing, unexpected, misshapen or not finite.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _match(path, expected, weights)
+    match(path, expected, weights)
     state = {name: weights.tensors[name].float().contiguous() for name in expected}
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    _check_stream(path, model)
-    table = tuple(
+    return tuple(
         LoadedTensor(name, weights.sources[name], tuple(t.shape), _hash(name, t))
         for name, t in state.items()
     )
-    whole = hashlib.sha256("".join(row.sha256 for row in table).encode()).hexdigest()
-    name = path.name.removesuffix(".pkl")
-    return Subject(name, format_name, model, task, whole, table)
 
 
-def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
-    """Refuses partial matches; names every problem at once."""
+def hash_of(tensors: Iterable[LoadedTensor]) -> str:
+    """Hash over all tensors, independent of the format."""
+    return hashlib.sha256("".join(row.sha256 for row in tensors).encode()).hexdigest()
+
+
+def match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
+    """Refuses partial matches; names every problem at once.
+
+    Tensors on the meta device, of which only the description is known, may hold anything.
+
+    Raises:
+        InputError: A tensor is missing, unexpected, misshapen, of no float type, or not finite.
+    """
     given = weights.tensors
     problems = [f"missing {name}" for name in expected if name not in given]
     problems += [
@@ -199,7 +221,7 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
             problems.append(f"{name} has shape {found}, expected {list(expected[name])}")
         elif given[name].dtype not in _FLOATS:
             problems.append(f"{name} holds {given[name].dtype}, expected floating-point numbers")
-        elif not bool(given[name].float().isfinite().all()):
+        elif not (given[name].is_meta or bool(given[name].float().isfinite().all())):
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         shown = "; ".join(sorted(problems)[:6])
@@ -208,9 +230,12 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
 
 
 @torch.no_grad()
-def _check_stream(path: Path, model: SequenceTransformer) -> None:
-    """resid_pre + attn_out + mlp_out must equal resid_post in every block."""
-    tokens = normal(generator_for(0), 2, 8, model.config.d_in).float()
+def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
+    """What a block adds to the stream before it must make the stream after it.
+
+    Raises:
+        InputError: It does not, the stream overflows, or a mesa head cannot be solved.
+    """
     try:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:

@@ -1,0 +1,176 @@
+"""MesaNet folders of flash-linear-attention: config.json beside safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probe.checkpoints.base import (
+    Source,
+    Subject,
+    Weights,
+    check_stream,
+    described_by,
+    fill,
+    hash_of,
+    match,
+)
+from probe.checkpoints.tensor_folder import TensorFolder
+from probe.errors import InputError
+from probe.models.mesa_net import MesaNet, MesaNetConfig
+
+MODEL_TYPE = "mesa_net"
+_SHAPE = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "layers",
+    "num_heads": "heads",
+    "head_dim": "d_head",
+    "conv_size": "window",
+    "lambda_lower_bound": "least_penalty",
+    "norm_eps": "norm_eps",
+    "use_output_gate": "output_gate",
+}
+# What these say is the only thing that is read here; absent, they say it too.
+_FIXED = {"attn": None, "attnres_block_size": None, "hidden_act": "swish", "attn_mode": "chunk"}
+# How it was trained, how it is computed, what surrounds it. The layer has its convolutions whatever
+# use_short_conv says, and conjugate gradient's steps are the distance to what is solved here.
+_SILENT = """
+    _name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id
+    fuse_cross_entropy fuse_linear_cross_entropy fuse_norm fuse_swiglu hidden_ratio id2label
+    initializer_range intermediate_size is_encoder_decoder label2id max_cg_step_decoding
+    max_cg_step_training max_position_embeddings model_type output_attentions
+    output_hidden_states pad_token_id problem_type return_dict tie_word_embeddings torch_dtype
+    transformers_version use_cache use_l2warp use_short_conv
+"""
+_OURS = {
+    "model.embeddings.": "embed.",
+    "model.layers.": "blocks.",
+    "model.norm.": "ln_final.",
+    "lm_head.": "unembed.",
+}
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+class MesaNetFolder:
+    """A folder as MesaNetForCausalLM.save_pretrained writes it."""
+
+    name = "mesa-net"
+
+    def recognises(self, source: Source) -> bool:
+        """A folder whose config.json says that it holds a MesaNet."""
+        return source.path.is_dir() and described_by(source.path).get("model_type") == MODEL_TYPE
+
+    def read(self, source: Source) -> Subject:
+        """Reads config.json, then the tensors that it calls for.
+
+        Sizes are compared with the headers of the files before memory is taken for them.
+
+        Raises:
+            InputError: A part that is not read here, a damaged file, or one that does not match.
+        """
+        path = source.path
+        if source.preset is not None:
+            raise InputError(f"{path}: a MesaNet folder states its own model; leave out --preset")
+        try:
+            config = config_of(described_by(path))
+        except InputError as error:
+            raise InputError(f"{path / 'config.json'}: {error}") from None
+        folder = TensorFolder.open(path)
+        with torch.device("meta"):
+            model = MesaNet(config, tokenizer_of(path, config.vocabulary))
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        again = "lm_head.weight" if config.tied and "lm_head.weight" in folder.described else None
+        match(path, expected, _renamed(folder.described, again))
+        tensors = folder.read()
+        if again and not torch.equal(tensors[again], tensors["model.embeddings.weight"]):
+            raise InputError(f"{path}: {again} is not the embedding that it is said to be tied to")
+        table = fill(path, model, _renamed(tensors, again))
+        _check_penalties(path, model)
+        check_stream(path, model, torch.arange(16).reshape(2, 8) % config.vocabulary)
+        dropped = (again,) if again else ()
+        name = path.resolve().name
+        return Subject(name, self.name, model, None, hash_of(table), table, dropped)
+
+
+def config_of(plain: dict[str, Any]) -> MesaNetConfig:
+    """The shape that a config.json of flash-linear-attention describes.
+
+    Raises:
+        InputError: A field is missing, unknown, or asks for what is not read here.
+    """
+    for name, only in _FIXED.items():
+        if plain.get(name, only) != only:
+            raise InputError(f"{name} is {plain[name]!r:.80}, only {only!r} is read")
+    wrong = [f"missing {name}" for name in sorted(_SHAPE.keys() - plain.keys())]
+    unknown = plain.keys() - _SHAPE.keys() - _FIXED.keys() - set(_SILENT.split())
+    wrong += [f"unknown {name!a:.40}" for name in sorted(unknown)]
+    if wrong:
+        raise InputError("; ".join(wrong[:6]))
+    sizes = {ours: plain[theirs] for theirs, ours in _SHAPE.items()}
+    tied = plain.get("tie_word_embeddings", False)
+    return MesaNetConfig(**sizes, d_mlp=_mlp_width(plain), tied=tied)
+
+
+def _mlp_width(plain: dict[str, Any]) -> Any:
+    """The stated width; without one 2/3 of the ratio, filled up to a multiple of 256."""
+    stated = plain.get("intermediate_size")
+    if stated is not None:
+        return stated
+    ratio = 4 if plain.get("hidden_ratio") is None else plain["hidden_ratio"]
+    for name, value in (("hidden_ratio", ratio), ("hidden_size", plain["hidden_size"])):
+        if type(value) not in (int, float) or not 0 < value < 2**20:
+            raise InputError(f"{name} is {value!r:.40}, expected a positive number")
+    return 256 * -(-int(plain["hidden_size"] * ratio * 2 / 3) // 256)
+
+
+def tokenizer_of(folder: Path, vocabulary: int) -> Any | None:
+    """The tokenizer that lies in a folder; None if there is none.
+
+    Raises:
+        InputError: It cannot be read, or has more tokens than the model.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None
+    # Slow to import, and most folders have none.
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder),
+            config=PreTrainedConfig(),
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        tokens = len(tokenizer)
+    # Whatever damaged files make of a parser.
+    except Exception as error:
+        reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
+        raise InputError(f"{folder}: its tokenizer cannot be read: {reason:.160}") from None
+    if tokens > vocabulary:
+        raise InputError(f"{folder}: {tokens} tokens in the tokenizer, {vocabulary} in the model")
+    return tokenizer
+
+
+def _renamed(tensors: dict[str, Tensor], leave_out: str | None) -> Weights:
+    names = {_our_name(name): name for name in tensors if name != leave_out}
+    given = {ours: tensors[theirs] for ours, theirs in names.items()}
+    return Weights(given, {ours: f"{theirs:.200}" for ours, theirs in names.items()})
+
+
+def _our_name(name: str) -> str:
+    """Parts of the model are called as in TransformerLens, what is inside a block as it was."""
+    for theirs, ours in _OURS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return f"unknown {name}"
+
+
+def _check_penalties(path: Path, model: MesaNet) -> None:
+    for layer in range(model.layers):
+        if not bool((model.attention(layer).penalty > 0).all()):
+            raise InputError(f"{path}: a penalty in block {layer} is 0, which has no solution")
+
+
+NAMED = {MesaNetFolder.name: MesaNetFolder()}
