@@ -191,10 +191,15 @@ def fill(path: Path, model: HookedModel, weights: Weights) -> tuple[LoadedTensor
     state = {name: weights.tensors[name].float().contiguous() for name in expected}
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    return tuple(
-        LoadedTensor(name, weights.sources[name], tuple(t.shape), _hash(name, t))
-        for name, t in state.items()
-    )
+    return tuple(row_of(name, weights.sources[name], tensor) for name, tensor in state.items())
+
+
+def row_of(name: str, source: str, tensor: Float[Tensor, "..."]) -> LoadedTensor:
+    """The row of a tensor that was called `source`; its hash is that of its float32 numbers."""
+    shape = tuple(tensor.shape)
+    numbers = tensor.detach().float().cpu().numpy().astype("<f4").tobytes()
+    header = f"{name}:{list(shape)}:float32:".encode()
+    return LoadedTensor(name, source, shape, hashlib.sha256(header + numbers).hexdigest())
 
 
 def hash_of(tensors: Iterable[LoadedTensor]) -> str:
@@ -247,8 +252,3 @@ def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
             raise InputError(f"{path}: the stream overflows in block {layer}")
         if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):
             raise InputError(f"{path}: the stream does not add up in block {layer}")
-
-
-def _hash(name: str, tensor: Tensor) -> str:
-    header = f"{name}:{list(tensor.shape)}:float32:".encode()
-    return hashlib.sha256(header + tensor.cpu().numpy().astype("<f4").tobytes()).hexdigest()

@@ -17,6 +17,7 @@ from probe.checkpoints.base import (
     match,
 )
 from probe.checkpoints.tensor_folder import TensorFolder
+from probe.checkpoints.tokenizer import tokenizer_of
 from probe.errors import InputError
 from probe.models.mesa_net import MesaNet, MesaNetConfig
 
@@ -50,7 +51,6 @@ _OURS = {
     "model.norm.": "ln_final.",
     "lm_head.": "unembed.",
 }
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 class MesaNetFolder:
@@ -123,34 +123,6 @@ def _mlp_width(plain: dict[str, Any]) -> Any:
         if type(value) not in (int, float) or not 0 < value < 2**20:
             raise InputError(f"{name} is {value!r:.40}, expected a positive number")
     return 256 * -(-int(plain["hidden_size"] * ratio * 2 / 3) // 256)
-
-
-def tokenizer_of(folder: Path, vocabulary: int) -> Any | None:
-    """The tokenizer that lies in a folder; None if there is none.
-
-    Raises:
-        InputError: It cannot be read, or has more tokens than the model.
-    """
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return None
-    # Slow to import, and most folders have none.
-    from transformers import AutoTokenizer, PreTrainedConfig
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder),
-            config=PreTrainedConfig(),
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        tokens = len(tokenizer)
-    # Whatever damaged files make of a parser.
-    except Exception as error:
-        reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
-        raise InputError(f"{folder}: its tokenizer cannot be read: {reason:.160}") from None
-    if tokens > vocabulary:
-        raise InputError(f"{folder}: {tokens} tokens in the tokenizer, {vocabulary} in the model")
-    return tokenizer
 
 
 def _renamed(tensors: dict[str, Tensor], leave_out: str | None) -> Weights:

@@ -1,6 +1,7 @@
 """Tensors of a Hugging Face folder: model.safetensors, or parts of it under an index."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from probe.errors import InputError
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_INDEX, MOST_FILES = 2**26, 1000
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_FLOATS = {
+_TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 
 
@@ -56,11 +63,18 @@ class TensorFolder:
         Raises:
             InputError: A file is damaged.
         """
-        tensors: dict[str, Tensor] = {}
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """One tensor after the other, so that memory for one is enough.
+
+        Raises:
+            InputError: A file is damaged.
+        """
         for path in dict.fromkeys(self.files.values()):
             with _opened(path) as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
 
 
 def _parts(folder: Path) -> TensorFolder:
@@ -111,9 +125,9 @@ def _headers(path: Path) -> dict[str, Tensor]:
 
 def _described(path: Path, name: str, held: Any) -> Tensor:
     kind = held.get_dtype()
-    if kind not in _FLOATS:
+    if kind not in _TYPES:
         raise InputError(f"{path}: {name:.200} holds {kind}, expected floating-point numbers")
-    return torch.empty(held.get_shape(), dtype=_FLOATS[kind], device="meta")
+    return torch.empty(held.get_shape(), dtype=_TYPES[kind], device="meta")
 
 
 def _opened(path: Path) -> Any:
