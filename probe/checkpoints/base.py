@@ -245,10 +245,12 @@ def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
         raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
+    slack = 4 * torch.finfo(next(model.parameters()).dtype).eps
     for layer, identity in enumerate(model.residual_sums()):
         total = torch.stack([cache[part] for part in identity.parts]).sum(0)
         after = cache[identity.after]
         if not bool(after.isfinite().all()):
             raise InputError(f"{path}: the stream overflows in block {layer}")
-        if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):
+        atol = max(1e-5, slack) * float(after.abs().max())
+        if not torch.allclose(total, after, rtol=max(1e-4, slack), atol=atol):
             raise InputError(f"{path}: the stream does not add up in block {layer}")
