@@ -311,6 +311,7 @@ def test_pickled_weights_are_named_and_left_alone(tmp_path: Path) -> None:
         (b'{"weight_map": {"a": "../net/model-00001-of-00002.safetensors"}}', "in this folder"),
         (b'{"weight_map": {"a": "/etc/passwd"}}', "in this folder"),
         (b'{"weight_map": {"a": "evil.bin"}}', "in this folder"),
+        (b'{"weight_map": {"a": "a\\u0000.safetensors"}}', "which is not there"),
         (b'{"weight_map": {"a": "gone\\u001b.safetensors"}}', "which is not there"),
         (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "is not listed in"),
         (b"[" * 100_000, "RecursionError"),

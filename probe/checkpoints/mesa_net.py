@@ -27,10 +27,10 @@ _SHAPE = (
     "vocab_size hidden_size num_hidden_layers num_heads head_dim conv_size lambda_lower_bound "
     "norm_eps use_output_gate"
 )
-# What these say is the only thing that is read here; absent, they say it too.
+# Only these values are read here; where the field is absent they are meant.
 _FIXED = {"attn": None, "attnres_block_size": None, "hidden_act": "swish", "attn_mode": "chunk"}
-# How it was trained, how it is computed, what surrounds it. The layer has its convolutions whatever
-# use_short_conv says, and conjugate gradient's steps are the distance to what is solved here.
+# How it was trained or is computed; none changes what is solved. The layer has its convolutions
+# whatever use_short_conv says, and the steps of conjugate gradient only come near the solution.
 _SILENT = """
     _name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id
     fuse_cross_entropy fuse_linear_cross_entropy fuse_norm fuse_swiglu hidden_ratio id2label
@@ -72,9 +72,9 @@ class MesaNetFolder:
             config = config_of(described_by(path))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from None
-        folder = TensorFolder.open(path)
+        folder, tokenizer = TensorFolder.open(path), tokenizer_of(path, config.vocabulary)
         with torch.device("meta"):
-            model = MesaNet(config, tokenizer_of(path, config.vocabulary))
+            model = MesaNet(config, tokenizer)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         again = "lm_head.weight" if config.tied and "lm_head.weight" in folder.described else None
         match(path, expected, _renamed(folder.described, again))
