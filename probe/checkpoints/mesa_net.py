@@ -19,10 +19,9 @@ from probe.checkpoints.base import (
 from probe.checkpoints.tensor_folder import TensorFolder
 from probe.errors import InputError
 from probe.models.mesa_net import MesaNet, MesaNetConfig
-from probe.models.transformer import LARGEST_SIDE, MOST_BLOCKS
 
 MODEL_TYPE = "mesa_net"
-LARGEST_VOCABULARY = 4_000_000
+LARGEST_SIDE, LARGEST_VOCABULARY, MOST_BLOCKS = 100_000, 4_000_000, 200
 _SHAPE = (
     "vocab_size hidden_size num_hidden_layers num_heads head_dim conv_size lambda_lower_bound "
     "norm_eps use_output_gate"
