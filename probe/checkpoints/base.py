@@ -244,7 +244,8 @@ def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
     try:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
-        raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
+        reason = "its moments are not positive definite, or the stream overflows"
+        raise InputError(f"{path}: a mesa head cannot be solved: {reason}") from None
     slack = 4 * torch.finfo(next(model.parameters()).dtype).eps
     for layer, identity in enumerate(model.residual_sums()):
         total = torch.stack([cache[part] for part in identity.parts]).sum(0)
