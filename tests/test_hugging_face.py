@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -254,6 +255,21 @@ def test_a_copy_is_its_own(subject: Subject) -> None:
             parameter.mul_(0.5)
     assert apart(copied(tokens), said) > FAR
     assert apart(model(tokens), said) == 0
+
+
+def test_copies_can_be_made_at_the_same_time(loaded: Callable[[str], Subject]) -> None:
+    model, tokens = loaded("gpt_neox").model, token_ids()
+    with ThreadPoolExecutor(4) as workers:
+        copies = list(workers.map(lambda _: deepcopy(model), range(8)))
+    said = model(tokens)
+    assert all(torch.equal(one(tokens), said) for one in copies)
+
+
+def test_no_pattern_is_kept(subject: Subject) -> None:
+    """Neither a pattern, which grows with the square of the tokens, nor anything like it."""
+    subject.model(token_ids(time=13))
+    held = [getattr(block.attn, "_pattern", None) for block in subject.model.bridge.blocks]
+    assert held == [None] * LAYERS
 
 
 def test_a_copy_outlives_the_model(tmp_path: Path) -> None:

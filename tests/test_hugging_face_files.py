@@ -243,6 +243,12 @@ def test_what_the_wrapper_does_not_know_is_refused(tmp_path: Path) -> None:
     assert "only causal attention" in refused(folder)
 
 
+def test_numbers_beyond_all_bounds(tmp_path: Path) -> None:
+    folder = language_folder(tmp_path / "gpt2", "gpt2")
+    describe(folder, layer_norm_epsilon=10**30)
+    assert "cannot be wrapped: OverflowError" in refused(folder)
+
+
 def test_damaged_descriptions(llama: Path) -> None:
     place = llama / "config.json"
     for content in ("", "{", "[" * 10**5, "[]", "null", "\x00"):

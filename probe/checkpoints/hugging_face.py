@@ -25,7 +25,7 @@ from probe.checkpoints.foreign import refusing
 from probe.checkpoints.tensor_folder import TensorFolder
 from probe.checkpoints.tokenizer import tokenizer_of
 from probe.errors import InputError
-from probe.models.hooked import Tokens
+from probe.models.hooked import HookedModel, Tokens
 
 FAMILIES = {
     "gpt2": "GPT-2",
@@ -93,19 +93,11 @@ class HuggingFace:
         tensors = TensorFolder.open(folder)
         config = _config_of(folder, deepest=len(tensors.described))
         names = _names_in(folder, config, tensors)
+        tokenizer = tokenizer_of(folder, config.vocab_size, config)
         unwrapped = Unwrapped(folder, config, self.dtype, self.device_map)
         model = unwrapped.load()
         table = _loaded(folder, model, tensors, names)
-        # Slow to import, and formats are imported to recognise any file.
-        from probe.models.bridge import BridgedModel
-
-        tokens = torch.arange(16).reshape(2, 8) % config.vocab_size
-        before = _logits(folder, model, tokens)
-        with refusing(folder, "cannot be wrapped"):
-            wrapped = BridgedModel(model, tokenizer_of(folder, config.vocab_size, config))
-        tokens = tokens.to(_device(wrapped))
-        _check_wrapped(folder, before, wrapped(tokens).to(before))
-        check_stream(folder, wrapped, tokens)
+        wrapped = _wrapped(folder, model, tokenizer)
         dropped = tuple(sorted(tensors.described.keys() - names.keys()))
         name = folder.resolve().name if path.is_dir() else str(path)
         whole = hash_of(table)
@@ -171,16 +163,27 @@ def _device(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first.is_meta else first.device
 
 
-def _check_wrapped(folder: Path, before: Tensor, after: Tensor) -> None:
-    """Some settings of old configs are not known to the wrapper.
+def _wrapped(folder: Path, model: Any, tokenizer: Any | None) -> HookedModel:
+    """The model in its wrapper, which does not know some settings of old configs.
 
     Raises:
-        InputError: The wrapped model says something else, or what is not finite.
+        InputError: Wrapped, it says something else, or its stream does not add up.
     """
+    # Slow to import, and formats are imported to recognise any file.
+    from probe.models.bridge import BridgedModel
+
+    tokens = torch.arange(16).reshape(2, 8) % model.config.vocab_size
+    before = _logits(folder, model, tokens)
     if not bool(before.isfinite().all()):
         raise InputError(f"{folder}: its logits hold NaN or infinity")
-    if float((after - before).abs().max()) > WRAPPED * float(before.abs().max()):
-        raise InputError(f"{folder}: wrapped for analysis, the model says something else")
+    with refusing(folder, "cannot be wrapped"):
+        wrapped = BridgedModel(model, tokenizer)
+        tokens = tokens.to(_device(wrapped))
+        after = wrapped(tokens).to(before)
+        if not float((after - before).abs().max()) <= WRAPPED * float(before.abs().max()):
+            raise InputError(f"{folder}: wrapped for analysis, the model says something else")
+        check_stream(folder, wrapped, tokens)
+    return wrapped
 
 
 def _fetched(name: str) -> Path:

@@ -70,7 +70,8 @@ class BridgedModel(LanguageModel):
         )
         self.bridge.requires_grad_(False)
         for block in self.bridge.blocks:
-            _drop_joint_matrix(block.attn)
+            if hasattr(block.attn, "split_qkv_matrix"):
+                _lighten(block.attn)
         self._tokenizer = tokenizer
         self._rules = tuple(
             _rule_of(block.attn, self.config, layer) for layer, block in enumerate(self._blocks)
@@ -252,16 +253,21 @@ def _rule_of(attention: Any, config: Any, layer: int) -> SoftmaxRule:
     return SoftmaxRule(scale, getattr(module, "attn_logit_softcapping", None), window)
 
 
-def _drop_joint_matrix(attention: Any) -> None:
-    """Forgets the matrix that the bridge has split into queries, keys and values.
+def _lighten(attention: Any) -> None:
+    """Takes from a joint attention what no forward pass reads.
 
-    No forward pass reads it any more. The function that split it holds the whole model.
+    That is the matrix which the bridge has split into queries, keys and values, the function that
+    did so, which holds the whole model, and the last pattern, of batch * heads * time^2 numbers.
     """
-    if hasattr(attention, "split_qkv_matrix"):
-        attention.split_qkv_matrix = None
-        joint = attention.qkv.original_component
-        for name in list(joint._parameters):
-            joint.register_parameter(name, None)
+    attention.split_qkv_matrix = None
+    joint = attention.qkv.original_component
+    for name in list(joint._parameters):
+        joint.register_parameter(name, None)
+    attention.register_forward_hook(_forget_pattern)
+
+
+def _forget_pattern(attention: Any, inputs: Any, output: Any) -> None:
+    attention._pattern = None
 
 
 def _wide(tensor: Tensor) -> Tensor:
