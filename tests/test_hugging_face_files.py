@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,6 +84,24 @@ def test_a_blocked_network_is_seen_as_such() -> None:
     message = refused(Path("nobody/no-such-model"), allow_hub=True)
     assert "cannot be fetched" in message
     assert "no such file or folder" in refused(Path("nobody/no-such-model"))
+
+
+def test_a_name_on_the_hub_is_fetched_without_pickles_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = language_folder(tmp_path / "llama", "llama")
+    asked: dict[str, Any] = {}
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    subject = load("somebody/llama", allow_hub=True)
+    assert (subject.name, subject.sha256) == ("somebody/llama", load(folder).sha256)
+    files = ("pytorch_model.bin", "modeling.py", "model.safetensors", "tokenizer.json")
+    fetched = [any(fnmatch(file, kind) for kind in asked["somebody/llama"]) for file in files]
+    assert fetched == [False, False, True, True]
 
 
 def test_the_load_table_names_every_parameter_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Nothing stands at its default: norms, biases and scales are random too, so that 
 left out, doubled or taken from the wrong place shows.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ FAMILIES = tuple(SHAPES)
 
 
 @cache
-def _state(family: str, changes: tuple[tuple[str, Any], ...]) -> tuple[Any, dict[str, Any]]:
-    config = transformers.AutoConfig.for_model(family, **{**SHAPES[family], **dict(changes)})
+def _state(family: str, changes: str) -> tuple[Any, dict[str, Any]]:
+    shape = {**SHAPES[family], **json.loads(changes)}
+    config = transformers.AutoConfig.for_model(family, **shape)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(sum(map(ord, family)))
     with torch.no_grad():
@@ -72,7 +74,7 @@ def language_model(family: str, **changes: Any) -> Any:
         family: The model_type.
         changes: Fields of its config.
     """
-    config, state = _state(family, tuple(changes.items()))
+    config, state = _state(family, json.dumps(changes))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model.load_state_dict(state)
     return model.eval()

@@ -179,8 +179,9 @@ def _wrapped(folder: Path, model: Any, tokenizer: Any | None) -> HookedModel:
     with refusing(folder, "cannot be wrapped"):
         wrapped = BridgedModel(model, tokenizer)
         tokens = tokens.to(_device(wrapped))
-        after = wrapped(tokens).to(before)
-        if not float((after - before).abs().max()) <= WRAPPED * float(before.abs().max()):
+        moved = float((wrapped(tokens).to(before) - before).abs().max())
+        slack = max(WRAPPED, 8 * torch.finfo(model.dtype).eps)
+        if not moved <= slack * float(before.abs().max()):
             raise InputError(f"{folder}: wrapped for analysis, the model says something else")
         check_stream(folder, wrapped, tokens)
     return wrapped

@@ -73,9 +73,7 @@ class BridgedModel(LanguageModel):
             if hasattr(block.attn, "split_qkv_matrix"):
                 _lighten(block.attn)
         self._tokenizer = tokenizer
-        self._rules = tuple(
-            _rule_of(block.attn, self.config, layer) for layer, block in enumerate(self._blocks)
-        )
+        self._rules = tuple(_rule_of(block.attn, self.config) for block in self._blocks)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch time vocabulary"]:
         """Logits at every position.
@@ -242,15 +240,12 @@ def rotated(
     return torch.cat([turned * cos[:, :, None] + quarter * sin[:, :, None], kept], -1)
 
 
-def _rule_of(attention: Any, config: Any, layer: int) -> SoftmaxRule:
+def _rule_of(attention: Any, config: Any) -> SoftmaxRule:
     """What the attention module states of itself; what it does not, its config does."""
     module = attention.original_component
-    scale = module.scaling
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        scale /= layer + 1
     everywhere = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
     window = getattr(module, "sliding_window", everywhere)
-    return SoftmaxRule(scale, getattr(module, "attn_logit_softcapping", None), window)
+    return SoftmaxRule(module.scaling, getattr(module, "attn_logit_softcapping", None), window)
 
 
 def _lighten(attention: Any) -> None:
