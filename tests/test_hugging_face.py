@@ -283,12 +283,23 @@ def test_a_copy_is_its_own(subject: Subject) -> None:
     assert apart(model(tokens), said) == 0
 
 
-def test_copies_can_be_made_at_the_same_time(loaded: Callable[[str], Subject]) -> None:
+def test_workers_copy_and_run_at_the_same_time(loaded: Callable[[str], Subject]) -> None:
     model, tokens = loaded("gpt_neox").model, token_ids()
-    with ThreadPoolExecutor(4) as workers:
-        copies = list(workers.map(lambda _: deepcopy(model), range(8)))
-    said = model(tokens)
-    assert all(torch.equal(one(tokens), said) for one in copies)
+    site = model.update_sites()[1]
+
+    def work(worker: int) -> tuple[Tensor, Tensor]:
+        mine = deepcopy(model)
+        with mine.hooks(fwd_hooks=[(site, lambda tensor, hook: worker * tensor)]):
+            said, cached = mine.run_with_cache(tokens, names_filter=[site])
+        return said, cached[site]
+
+    in_turn = [work(worker) for worker in range(8)]
+    with ThreadPoolExecutor(8) as workers:
+        at_once = list(workers.map(work, range(8)))
+    assert len({float(added.sum()) for _, added in in_turn}) == 8
+    for (said, added), (same, as_much) in zip(at_once, in_turn, strict=True):
+        assert torch.equal(said, same)
+        assert torch.equal(added, as_much)
 
 
 def test_no_pattern_is_kept(subject: Subject) -> None:
