@@ -365,3 +365,19 @@ def test_a_device_map_is_respected(device_map: Any, tmp_path: Path) -> None:
     placed = HuggingFace(device_map=device_map).read(Source(folder))
     assert {parameter.device.type for parameter in placed.model.parameters()} == {"cpu"}
     assert apart(placed.model(token_ids()), load(folder).model(token_ids())) == 0
+
+
+def test_a_block_may_stay_on_disk(tmp_path: Path) -> None:
+    folder = language_folder(tmp_path / "llama", "llama")
+    parts = ("embed_tokens", "rotary_emb", "layers.0", "layers.1", "layers.2", "norm")
+    places = {f"model.{part}": "cpu" for part in parts} | {
+        "lm_head": "cpu",
+        "model.layers.1": "disk",
+    }
+    placed, whole = HuggingFace(device_map=places).read(Source(folder)), load(folder)
+    assert "meta" in {parameter.device.type for parameter in placed.model.parameters()}
+    assert placed.tensors == whole.tensors
+    said, cached = deepcopy(placed.model).run_with_cache(token_ids())
+    assert apart(said, whole.model(token_ids())) == 0
+    assert apart(placed.model.resume(cached[placed.model.layer_sites()[1]], 1), said) == 0
+    assert worst(placed) <= CLOSE

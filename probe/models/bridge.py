@@ -270,5 +270,6 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _beside(tensor: Tensor, module: nn.Module) -> Tensor:
-    """In the dtype and on the device of a module."""
-    return tensor.to(next(module.parameters()))
+    """In the dtype of a module and, but for one that accelerate keeps on disk, on its device."""
+    first = next(module.parameters())
+    return tensor.to(first.dtype) if first.is_meta else tensor.to(first)
