@@ -7,6 +7,7 @@ left out, doubled or taken from the wrong place shows.
 import json
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_GROUPED, **_GEMMA_2},
 }
 FAMILIES = tuple(SHAPES)
+_KEPT = TemporaryDirectory(prefix="tiny-language-models-")
 
 
 @cache
@@ -100,6 +102,14 @@ def language_folder(
 
 
 @cache
+def language_subject(family: str) -> Any:
+    """The Subject of a saved model; each is loaded once, so it must be left as it is."""
+    from probe.checkpoints.base import load
+
+    return load(language_folder(Path(_KEPT.name) / family, family))
+
+
+@cache
 def word_tokenizer() -> Any:
     """A tokenizer whose tokens are the words w0 to w59, parted by spaces; <unk> is its last id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -115,3 +125,8 @@ def token_ids(batch: int = 3, time: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids, (batch, time)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (batch, time), generator=generator)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance of two entries."""
+    return float((one.double() - other.double()).abs().max())
