@@ -295,7 +295,7 @@ def test_a_preset_is_refused(llama: Path) -> None:
         ("tokenizer.json", "[" * 10**5, "its tokenizer cannot be read"),
         ("tokenizer.json", '{"model": {"type": "BPE"}}', "its tokenizer cannot be read"),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}', "auto_map"),
-        ("tokenizer_config.json", "[]", "expected an object"),
+        ("tokenizer_config.json", "[]", "no object with named fields"),
     ],
 )
 def test_hostile_tokenizers(name: str, content: str, reason: str, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _described(path: Path) -> dict[str, Any]:
     """What tokenizer_config.json says."""
     plain = json.loads(path.read_text()) if path.is_file() else {}
     if not isinstance(plain, dict):
-        raise InputError(f"{path}: expected an object with named fields")
+        raise ValueError("tokenizer_config.json is no object with named fields")
     if "auto_map" in plain:
-        raise InputError(f"{path}: auto_map names code of its own, which is not executed")
+        raise ValueError("its auto_map names code of its own, which is not executed")
     return plain
