@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -171,23 +171,50 @@ def build_subject(
     """
     with torch.device("meta"):
         model = SequenceTransformer(config)
+    tensors = fill(path, model, weights)
+    check_stream(path, model, normal(generator_for(0), 2, 8, config.d_in).float())
+    name = path.name.removesuffix(".pkl")
+    return Subject(name, format_name, model, task, hash_of(tensors), tensors)
+
+
+def fill(path: Path, model: HookedModel, weights: Weights) -> tuple[LoadedTensor, ...]:
+    """Gives a model that was built without memory its tensors, as float32, for evaluation.
+
+    Returns:
+        The load table.
+
+    Raises:
+        InputError: A tensor is missing, unexpected, misshapen or not finite.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _match(path, expected, weights)
+    match(path, expected, weights)
     state = {name: weights.tensors[name].float().contiguous() for name in expected}
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    _check_stream(path, model)
-    table = tuple(
-        LoadedTensor(name, weights.sources[name], tuple(t.shape), _hash(name, t))
-        for name, t in state.items()
-    )
-    whole = hashlib.sha256("".join(row.sha256 for row in table).encode()).hexdigest()
-    name = path.name.removesuffix(".pkl")
-    return Subject(name, format_name, model, task, whole, table)
+    return tuple(row_of(name, weights.sources[name], tensor) for name, tensor in state.items())
 
 
-def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
-    """Refuses partial matches; names every problem at once."""
+def row_of(name: str, source: str, tensor: Float[Tensor, "..."]) -> LoadedTensor:
+    """The row of a tensor that was called `source`; its hash is that of its float32 numbers."""
+    shape = tuple(tensor.shape)
+    numbers = tensor.detach().float().cpu().numpy().astype("<f4").tobytes()
+    header = f"{name}:{list(shape)}:float32:".encode()
+    return LoadedTensor(name, source, shape, hashlib.sha256(header + numbers).hexdigest())
+
+
+def hash_of(tensors: Iterable[LoadedTensor]) -> str:
+    """Hash over all tensors, independent of the format."""
+    return hashlib.sha256("".join(row.sha256 for row in tensors).encode()).hexdigest()
+
+
+def match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
+    """Refuses partial matches; names every problem at once.
+
+    Tensors on the meta device, of which only the description is known, may hold anything.
+
+    Raises:
+        InputError: A tensor is missing, unexpected, misshapen, of no float type, or not finite.
+    """
     given = weights.tensors
     problems = [f"missing {name}" for name in expected if name not in given]
     problems += [
@@ -199,7 +226,7 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
             problems.append(f"{name} has shape {found}, expected {list(expected[name])}")
         elif given[name].dtype not in _FLOATS:
             problems.append(f"{name} holds {given[name].dtype}, expected floating-point numbers")
-        elif not bool(given[name].float().isfinite().all()):
+        elif not (given[name].is_meta or bool(given[name].float().isfinite().all())):
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         shown = "; ".join(sorted(problems)[:6])
@@ -208,22 +235,23 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
 
 
 @torch.no_grad()
-def _check_stream(path: Path, model: SequenceTransformer) -> None:
-    """resid_pre + attn_out + mlp_out must equal resid_post in every block."""
-    tokens = normal(generator_for(0), 2, 8, model.config.d_in).float()
+def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
+    """What a block adds to the stream before it must make the stream after it.
+
+    Raises:
+        InputError: It does not, the stream overflows, or a mesa head cannot be solved.
+    """
     try:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
-        raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
+        reason = "its moments are not positive definite, or the stream overflows"
+        raise InputError(f"{path}: a mesa head cannot be solved: {reason}") from None
+    slack = 4 * torch.finfo(next(model.parameters()).dtype).eps
     for layer, identity in enumerate(model.residual_sums()):
         total = torch.stack([cache[part] for part in identity.parts]).sum(0)
         after = cache[identity.after]
         if not bool(after.isfinite().all()):
             raise InputError(f"{path}: the stream overflows in block {layer}")
-        if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):
+        atol = max(1e-5, slack) * float(after.abs().max())
+        if not torch.allclose(total, after, rtol=max(1e-4, slack), atol=atol):
             raise InputError(f"{path}: the stream does not add up in block {layer}")
-
-
-def _hash(name: str, tensor: Tensor) -> str:
-    header = f"{name}:{list(tensor.shape)}:float32:".encode()
-    return hashlib.sha256(header + tensor.cpu().numpy().astype("<f4").tobytes()).hexdigest()

@@ -1,0 +1,65 @@
+"""The tokenizer that lies in a folder beside a model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from probe.checkpoints.foreign import refusing
+from probe.errors import InputError
+
+LARGEST = 2**27  # bytes of one file
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_ENOUGH = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> Any | None:
+    """The tokenizer that lies in a folder; None if there is none.
+
+    Args:
+        folder: Where its files are.
+        vocabulary: Number of token ids of the model.
+        config: The model's PreTrainedConfig, for old tokenizers that do not state their kind.
+
+    Raises:
+        InputError: It cannot be read, brings its own code, or has more tokens than the model.
+    """
+    if not any((folder / name).is_file() for name in _ENOUGH):
+        return None
+    for name in _FILES:
+        if (folder / name).is_file() and (folder / name).stat().st_size > LARGEST:
+            raise InputError(f"{folder / name}: larger than {LARGEST} bytes")
+    # Slow to import, and most folders have none.
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    with refusing(folder, "its tokenizer cannot be read"):
+        said = _described(folder / "tokenizer_config.json")
+        if config is None or "tokenizer_class" in said:
+            config = PreTrainedConfig()
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder),
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        tokens = len(tokenizer)
+    if tokens > vocabulary:
+        raise InputError(f"{folder}: {tokens} tokens in the tokenizer, {vocabulary} in the model")
+    return tokenizer
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says."""
+    plain = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(plain, dict):
+        raise ValueError("tokenizer_config.json is no object with named fields")
+    if "auto_map" in plain:
+        raise ValueError("its auto_map names code of its own, which is not executed")
+    return plain
