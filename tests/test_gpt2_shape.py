@@ -1,12 +1,12 @@
 """SequenceTransformer as a GPT-2 backbone on continuous tokens: norms, biases, positions."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from garg_writer import GargModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,45 +57,12 @@ def tokens() -> torch.Tensor:
     return normal(generator_for(7), 4, N_CTX, D_IN).float()
 
 
-def gpt2_like(model: SequenceTransformer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The same weights in the GPT-2 of transformers, between the same read-in and read-out."""
-    from transformers import GPT2Config, GPT2Model
-
-    config = GPT2Config(
-        n_positions=N_CTX, n_embd=D_MODEL, n_layer=LAYERS, n_head=HEADS, vocab_size=1
-    )
-    backbone = GPT2Model(config).eval().requires_grad_(False)
-    backbone.wpe.weight.copy_(model.W_pos)
-    pairs: list[tuple[Any, Any]] = [(backbone.ln_f, model.ln_final)]
-    for theirs, ours in zip(backbone.h, model.blocks, strict=True):
-        pairs += [(theirs.ln_1, ours.ln1), (theirs.ln_2, ours.ln2)]
-        heads = [getattr(ours.attn, f"W_{role}") for role in "QKV"]
-        theirs.attn.c_attn.weight.copy_(torch.cat([w.transpose(0, 1).flatten(1) for w in heads], 1))
-        biases = [getattr(ours.attn, f"b_{role}").flatten() for role in "QKV"]
-        theirs.attn.c_attn.bias.copy_(torch.cat(biases))
-        theirs.attn.c_proj.weight.copy_(ours.attn.W_O.flatten(0, 1))
-        theirs.attn.c_proj.bias.copy_(ours.attn.b_O)
-        theirs.mlp.c_fc.weight.copy_(ours.mlp.W_in)
-        theirs.mlp.c_fc.bias.copy_(ours.mlp.b_in)
-        theirs.mlp.c_proj.weight.copy_(ours.mlp.W_out)
-        theirs.mlp.c_proj.bias.copy_(ours.mlp.b_out)
-    for theirs, ours in pairs:
-        theirs.weight.copy_(ours.w)
-        theirs.bias.copy_(ours.b)
-
-    def predict(x: torch.Tensor) -> torch.Tensor:
-        seen = backbone(inputs_embeds=x @ model.W_E + model.b_E).last_hidden_state
-        return seen @ model.W_U + model.b_U
-
-    return predict
-
-
 def apart(model: SequenceTransformer, tokens: torch.Tensor, expected: torch.Tensor) -> float:
     return float((model(tokens) - expected).abs().max())
 
 
 def test_it_is_the_gpt2_of_transformers(model, tokens) -> None:
-    expected = gpt2_like(model)(tokens)
+    expected = GargModel(model)(tokens)
     assert float(expected.std()) > 0.1
     assert apart(model, tokens, expected) <= 1e-5
 
@@ -106,7 +73,7 @@ VECTORS = ["b_E", "b_U", "ln_final.b", "ln_final.w", "W_pos", *(f"blocks.1.{p}" 
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_one_wrong_vector_is_seen(name: str, model, tokens) -> None:
-    expected = gpt2_like(model)(tokens)
+    expected = GargModel(model)(tokens)
     wrong = drawn(model.config)
     wrong.get_parameter(name).zero_()
     assert apart(wrong, tokens, expected) > 1e-3
@@ -120,7 +87,7 @@ def test_a_bias_of_the_keys_changes_no_softmax(model, tokens) -> None:
 
 def test_another_eps_is_seen(model, tokens) -> None:
     other = drawn(replace(model.config, norm=LayerNorm(1e-2)))
-    assert apart(other, tokens, gpt2_like(model)(tokens)) > 1e-3
+    assert apart(other, tokens, GargModel(model)(tokens)) > 1e-3
 
 
 def test_a_new_model_has_unit_norms_and_no_biases() -> None:
