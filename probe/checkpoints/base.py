@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from probe import checkpoints, registry
@@ -66,9 +66,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a format has read: the model's tensors under our names, and where each came from."""
+    """What a format has read: tensors of any kind under our names, and where each came from."""
 
-    tensors: Mapping[str, Float[Tensor, "..."]]
+    tensors: Mapping[str, Shaped[Tensor, "..."]]
     sources: Mapping[str, str]
 
 

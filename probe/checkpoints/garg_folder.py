@@ -111,7 +111,7 @@ def _translate(
                 raise InputError(
                     f"{path}: {name:.100} and {sources[ours]} are the same tensor {ours}"
                 )
-            tensors[ours], sources[ours] = tensor.clone(), f"{name:.200}"
+            tensors[ours], sources[ours] = tensor.detach().clone(), f"{name:.200}"
     return Weights(tensors, sources), tuple(dropped)
 
 

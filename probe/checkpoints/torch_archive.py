@@ -11,7 +11,7 @@ import pickletools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 
@@ -20,6 +20,7 @@ from probe.errors import InputError
 
 LARGEST_PROGRAM = 2**22  # bytes of data.pkl: some ten thousand tensors
 LONGEST_PROGRAM = 2_000_000  # steps of it
+LARGEST_SIDE = 2**40
 SHOWN = 6  # foreign globals in one message
 _ITEM_BYTES = {
     **dict.fromkeys(("DoubleStorage", "LongStorage"), 8),
@@ -56,19 +57,21 @@ def _mapping(*items: object) -> dict[Any, Any]:
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> _Declared:
     """Checks that all entries lie in the storage, each once: small files have no large tensors."""
-    sides = (size, stride)
-    if not (
-        isinstance(storage, _Storage)
-        and all(isinstance(side, tuple) and len(side) <= 8 for side in sides)
-        and all(type(n) is int and 0 <= n < 2**40 for side in (*sides, (offset,)) for n in side)  # type: ignore[attr-defined]
-    ):
+    if not (isinstance(storage, _Storage) and _are_sizes(size) and _are_sizes(stride)):
         raise Forbidden("a tensor with a malformed state")
-    assert isinstance(size, tuple) and isinstance(stride, tuple) and isinstance(offset, int)
+    if not (_are_sizes((offset,)) and len(size) == len(stride)):
+        raise Forbidden("a tensor with a malformed state")
     count = math.prod(size)
-    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=False)) + 1 if count else 0
-    if len(size) != len(stride) or offset + max(reach, count) > storage.entries:
+    reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if offset + (max(reach, count) if count else 0) > storage.entries:
         raise Forbidden(f"a tensor of shape {list(size)} in {storage.entries} numbers")
     return _Declared()
+
+
+def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
+    """A few whole numbers that can be sides of a tensor."""
+    few = isinstance(value, tuple) and len(value) <= 8
+    return few and all(type(side) is int and 0 <= side < LARGEST_SIDE for side in value)
 
 
 def _parameter(data: object, *_: object) -> object:

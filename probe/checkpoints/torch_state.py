@@ -105,7 +105,7 @@ def named(tensors: Mapping[str, Tensor]) -> Weights:
     They are copied: a file that is changed while it is mapped would change the model.
     """
     sources = {unwrapped(name, tensors): name for name in tensors}
-    copies = {name: tensors[source].clone() for name, source in sources.items()}
+    copies = {name: tensors[source].detach().clone() for name, source in sources.items()}
     return Weights(copies, {name: f"{source:.200}" for name, source in sources.items()})
 
 
