@@ -11,7 +11,8 @@ from garg_writer import GargModel, garg_config, garg_state, write_run
 from test_gpt2_shape import drawn, gpt2_config
 from test_hostile_files import Calls, refused
 
-from probe.checkpoints.base import load
+from probe import checkpoints, registry
+from probe.checkpoints.base import Source, load
 from probe.checkpoints.native import write_native
 from probe.models.transformer import SequenceTransformer
 from probe.sampling import generator_for
@@ -246,3 +247,21 @@ def test_a_preset_is_not_taken(run) -> None:
 def test_a_folder_of_our_own_stays_native(model, run) -> None:
     write_native(model, None, run)
     assert load(run).format == "native"
+
+
+def test_one_format_alone_recognises_a_source(model, run, tmp_path) -> None:
+    write_native(model, None, tmp_path / "native")
+    torch.save(dict(model.state_dict()), tmp_path / "native" / "weights.pt")
+    expected = {
+        run: "garg",
+        Path(f"{run}#50"): "garg",
+        tmp_path / "native": "native",
+        tmp_path / "native" / "weights.pt": "torch",
+        tmp_path / "native" / "model.safetensors": "safetensors",
+        run / "state.pt": "torch",
+        run / "config.yaml": None,
+    }
+    formats = registry.discover(checkpoints).values()
+    for path, name in expected.items():
+        found = [one.name for one in formats if one.recognises(Source(path))]
+        assert found == ([] if name is None else [name])

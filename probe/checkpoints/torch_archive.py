@@ -59,7 +59,7 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
     """Checks that all entries lie in the storage, each once: small files have no large tensors."""
     if not (isinstance(storage, _Storage) and _are_sizes(size) and _are_sizes(stride)):
         raise Forbidden("a tensor with a malformed state")
-    if not (_are_sizes((offset,)) and len(size) == len(stride)):
+    if not (isinstance(offset, int) and offset >= 0 and len(size) == len(stride)):
         raise Forbidden("a tensor with a malformed state")
     count = math.prod(size)
     reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -70,8 +70,9 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
     """A few whole numbers that can be sides of a tensor."""
-    few = isinstance(value, tuple) and len(value) <= 8
-    return few and all(type(side) is int and 0 <= side < LARGEST_SIDE for side in value)
+    if not (isinstance(value, tuple) and len(value) <= 8):
+        return False
+    return all(type(side) is int and 0 <= side < LARGEST_SIDE for side in value)
 
 
 def _parameter(data: object, *_: object) -> object:
