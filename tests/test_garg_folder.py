@@ -230,6 +230,8 @@ def test_tensors_that_do_not_fit(run) -> None:
         ({"_read_in.weight": torch.zeros(3)}, "unexpected _read_in.weight"),
         ({"_read_in.weight": torch.zeros(3, 3)}, "W_E has shape [3, 3], expected [5, 12]"),
         ({"_read_out.bias": torch.tensor([float("nan")])}, "b_U holds NaN"),
+        ({"W_E": torch.zeros(5, 12)}, "unexpected W_E"),
+        ({"_backbone.h.0.attn.W_O": torch.zeros(2, 6, 12)}, "unexpected _backbone.h.0.attn.W_O"),
         ({"_read_out.bias": torch.tensor([1])}, "b_U holds torch.int64"),
         ({"_backbone.h.0.attn.c_attn.bias": torch.zeros(35)}, "missing blocks.0.attn.b_K"),
         ({"_backbone.h.00.ln_1.bias": torch.zeros(12)}, "unexpected _backbone.h.00.ln_1.bias"),

@@ -374,3 +374,8 @@ def test_the_command_converts(command, good, tmp_path) -> None:
     assert command("convert", str(good), str(tmp_path / "out")).code == 0
     assert load(tmp_path / "out").sha256 == load(good).sha256
     assert io.BytesIO(good.read_bytes()).read(2) == b"PK"
+
+
+def test_many_names_are_refused_soon(good) -> None:
+    state = {f"module.{index}": torch.zeros(()) for index in range(8_000)}
+    assert "and 8" in refused(saved(state, good), None)

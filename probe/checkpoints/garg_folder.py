@@ -14,7 +14,7 @@ from torch import Tensor
 from probe.checkpoints.base import Source, Subject, Weights, build_subject
 from probe.checkpoints.garg_config import model_of, read_yaml, task_of
 from probe.checkpoints.torch_archive import read_archive
-from probe.checkpoints.torch_state import read_state, state_of, unwrapped
+from probe.checkpoints.torch_state import read_state, state_of, wrapped
 from probe.errors import InputError
 from probe.models.config import ModelConfig
 
@@ -100,9 +100,9 @@ def _translate(
     """Our tensors, and the names of those that no forward pass reads."""
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
-    dropped = []
+    dropped, start = [], wrapped(state)
     for name, value in state.items():
-        plain = unwrapped(name, state)
+        plain = name[start:]
         if _STALE.fullmatch(plain):
             dropped.append(f"{name:.200}")
             continue
@@ -116,22 +116,23 @@ def _translate(
 
 
 def _renamed(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """What one tensor of the file is to us; what is not known keeps its name, and is refused."""
+    """What one tensor of the file is to us; what is not known is refused later."""
     if name in _OUTSIDE:
         return {_OUTSIDE[name]: tensor}
     if name in _TRANSPOSED and tensor.ndim == 2:
         return {_TRANSPOSED[name]: tensor.mT}
     found = _IN_BLOCK.fullmatch(name)
-    if found is None:
-        return {name: tensor}
-    block, part = found.groups()
-    return {
-        f"blocks.{block}.{ours}": value for ours, value in _in_block(part, tensor, config).items()
-    }
+    parts = _in_block(found[2], tensor, config) if found else {}
+    if found is None or not parts:
+        return {f"unknown {name}": tensor}
+    return {f"blocks.{found[1]}.{ours}": part for ours, part in parts.items()}
 
 
 def _in_block(part: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """GPT-2 holds queries, keys and values side by side, each of them head by head."""
+    """GPT-2 holds queries, keys and values side by side, each of them head by head.
+
+    Nothing is returned for a part that it does not have, or of another shape.
+    """
     width, heads = config.d_model, config.blocks[0].attention.heads
     if part in _PARTS:
         return {_PARTS[part]: tensor}
@@ -139,11 +140,11 @@ def _in_block(part: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tenso
         maps = tensor.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
         return {f"attn.W_{role}": one for role, one in zip("QKV", maps, strict=True)}
     if part == "attn.c_attn.bias" and tensor.shape == (3 * width,):
-        biases = tensor.view(3, heads, -1)
+        biases = tensor.unflatten(0, (3, heads, -1))
         return {f"attn.b_{role}": one for role, one in zip("QKV", biases, strict=True)}
     if part == "attn.c_proj.weight" and tensor.shape == (width, width):
         return {"attn.W_O": tensor.unflatten(0, (heads, -1))}
-    return {part: tensor}
+    return {}
 
 
 NAMED = {GargFolder.name: GargFolder()}

@@ -4,7 +4,7 @@ The tensors have our names, as in the native folder. What the model is, a config
 file says, in the form of the native folder, or a preset.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,17 @@ def named(tensors: Mapping[str, Tensor]) -> Weights:
 
     They are copied: a file that is changed while it is mapped would change the model.
     """
-    sources = {unwrapped(name, tensors): name for name in tensors}
-    copies = {name: tensors[source].detach().clone() for name, source in sources.items()}
-    return Weights(copies, {name: f"{source:.200}" for name, source in sources.items()})
+    start = wrapped(tensors)
+    copies = {name[start:]: tensor.detach().clone() for name, tensor in tensors.items()}
+    return Weights(copies, {name[start:]: f"{name:.200}" for name in tensors})
 
 
-def unwrapped(name: str, names: Mapping[str, object]) -> str:
-    """A name without the prefixes that all names have."""
-    cut = 0
-    while found := [p for p in PREFIXES if all(other.startswith(p, cut) for other in names)]:
-        cut += len(found[0])
-    return name[cut:]
+def wrapped(names: Collection[str]) -> int:
+    """The length of the prefixes of wrappers that all names begin with."""
+    start = 0
+    while found := [p for p in PREFIXES if all(name.startswith(p, start) for name in names)]:
+        start += len(found[0])
+    return start
 
 
 NAMED = {
