@@ -1,5 +1,6 @@
 """Run folders of Garg et al. 2022: names, tasks, steps, and what is refused."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from probe import checkpoints, registry
 from probe.checkpoints.base import Source, load
 from probe.checkpoints.native import write_native
 from probe.models.transformer import SequenceTransformer
+from probe.rule import LEARNERS
 from probe.sampling import generator_for
 from probe.tasks.base import find_task
 from probe.tasks.interleaved_regression import InterleavedRegression
@@ -61,6 +63,11 @@ def test_it_says_what_the_other_model_says(model, run) -> None:
     assert float(expected.std()) > 0.1
     assert float((subject.model(tokens) - expected).abs().max()) <= 1e-5
     assert (subject.format, subject.name, subject.task) == ("garg", "run", "garg-linear-5d")
+
+
+def test_few_positions_are_enough(tmp_path) -> None:
+    short = drawn(gpt2_config(n_ctx=4))
+    assert load(write_run(short, tmp_path)).model.config.n_ctx == 4
 
 
 def test_tensors_and_hash_are_those_of_the_native_folder(model, run, tmp_path) -> None:
@@ -267,3 +274,38 @@ def test_one_format_alone_recognises_a_source(model, run, tmp_path) -> None:
     for path, name in expected.items():
         found = [one.name for one in formats if one.recognises(Source(path))]
         assert found == ([] if name is None else [name])
+
+
+# ---- The analysis
+
+
+def results_of(command: Any, checkpoint: Path, out: Path, *more: Any) -> dict[str, Any]:
+    outcome = command("analyze", checkpoint, "--sequences", 256, "--out", out, *more)
+    assert outcome.code == 0, outcome.err
+    return json.loads((out / "results.json").read_text())
+
+
+def in_all_formats(model: SequenceTransformer, folder: Path) -> tuple[Path, Path, Path]:
+    """A native folder, a torch file and a run folder of the same model."""
+    for name in ("native", "torch"):
+        write_native(model, "garg-linear-5d", folder / name)
+    (folder / "torch" / "model.safetensors").unlink()
+    torch.save(dict(model.state_dict()), folder / "torch" / "weights.pt")
+    return folder / "native", folder / "torch" / "weights.pt", write_run(model, folder / "garg")
+
+
+@pytest.mark.parametrize(
+    "more", [("--only", "behaviour"), pytest.param((), marks=pytest.mark.slow)], ids=len
+)
+def test_results_do_not_depend_on_the_format(more, command, model, tmp_path) -> None:
+    found = [
+        results_of(command, path, tmp_path / f"out{index}", *more)
+        for index, path in enumerate(in_all_formats(model, tmp_path))
+    ]
+    formats = [(plain["subject"].pop("format"), plain["subject"].pop("name")) for plain in found]
+    assert formats == [("native", "native"), ("torch", "weights.pt"), ("garg", "garg")]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["verdict"]["class"] not in LEARNERS
+    other = write_run(drawn(model.config, seed=1), tmp_path / "other")
+    changed = results_of(command, other, tmp_path / "changed", "--only", "behaviour")
+    assert changed["findings"][0] not in found[0]["findings"]

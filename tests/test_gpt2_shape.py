@@ -21,9 +21,11 @@ from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransform
 from probe.planted.base import Planted, families_planted
 from probe.planted.disguises.base import is_linear_in_stream
 from probe.sampling import generator_for, normal
+from probe.sweep import Plan
 from probe.tasks.base import find_task
 from probe.token_binding.attention import contributions, mixing_weights, without
 from probe.token_binding.window import LagWindow
+from probe.transplant.run import Refusal, transplant
 from probe.views import permuted_twin
 
 LAYERS, HEADS, D_MODEL, D_IN, N_CTX = 3, 2, 12, 5, 16
@@ -232,6 +234,18 @@ def test_analyses_of_bare_weights_decline(changed: dict[str, Any]) -> None:
         other = subject_of(SequenceTransformer(replace(config, **changed)))
         assert "norms or" in str(analysis.lacks(other, task))
         assert "bias" in str(analysis.lacks(other, task))
+
+
+@pytest.mark.parametrize("changed", [{}, {"norm": LayerNorm()}, {"biased": True}])
+def test_no_layer_is_transplanted_behind_a_norm_or_bias(changed: dict[str, Any]) -> None:
+    task = find_task("linear-narrow-constructed")
+    planted = families_planted()["gradient_descent"].draw(task, generator_for(3))
+    model = SequenceTransformer(replace(planted.model.config, **changed))
+    model.load_state_dict(planted.model.state_dict(), strict=False)
+    verdict = {"class": "least_squares", "instruments_ok": True, "evidence_level": 1}
+    found = transplant(subject_of(model.eval()), Plan(task, 256, 0), verdict)
+    assert isinstance(found, Refusal) == bool(changed)
+    assert not isinstance(found, Refusal) or "norms or biases" in found.reason
 
 
 def test_no_disguise_turns_a_stream_that_is_normalised() -> None:

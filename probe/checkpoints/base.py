@@ -210,7 +210,8 @@ def _match(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Weights
 @torch.no_grad()
 def _check_stream(path: Path, model: SequenceTransformer) -> None:
     """resid_pre + attn_out + mlp_out must equal resid_post in every block."""
-    tokens = normal(generator_for(0), 2, 8, model.config.d_in).float()
+    length = min(8, model.config.n_ctx or 8)
+    tokens = normal(generator_for(0), 2, length, model.config.d_in).float()
     try:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
