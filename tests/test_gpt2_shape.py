@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from analyses.linearization import Linearization
 from analyses.weight_refit import WeightRefit
 from analyses.weights import Weights
+from probe.capture import capture, misplaced
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.models.attention import LinearAttention, SoftmaxAttention
@@ -140,6 +141,15 @@ def test_heads_mix_to_what_they_gathered(model, tokens) -> None:
     attention = model.blocks[1].attn
     want = torch.einsum("btm,hmd->bthd", read, attention.W_Q) + attention.b_Q
     assert torch.allclose(heads.queries, want, atol=1e-5)
+
+
+def test_bits_do_not_depend_on_the_batch_size(model) -> None:
+    tokens = normal(generator_for(8), 72, N_CTX, D_IN).float()
+    one, other = (capture(model, tokens, size) for size in (16, 64))
+    for part in ("output", "layers", "updates", "readouts"):
+        assert torch.equal(getattr(one, part), getattr(other, part)), part
+    assert misplaced(one) < 1e-4
+    assert torch.allclose(one.readouts[-1], one.output, atol=1e-6)
 
 
 def test_more_tokens_than_positions_are_refused(model) -> None:

@@ -2,6 +2,7 @@
 
 No object of the pickle is ever built by its own class: the five globals that such files hold are
 replaced by small functions of ours, and any other global ends the reading before anything runs.
+Files of torch.save are looked through by the same reader with another table.
 """
 
 import io
