@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from probe import checkpoints, registry
@@ -66,9 +66,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a format has read: the model's tensors under our names, and where each came from."""
+    """What a format has read: tensors of any kind under our names, and where each came from."""
 
-    tensors: Mapping[str, Float[Tensor, "..."]]
+    tensors: Mapping[str, Shaped[Tensor, "..."]]
     sources: Mapping[str, str]
 
 
@@ -172,7 +172,8 @@ def build_subject(
     with torch.device("meta"):
         model = SequenceTransformer(config)
     tensors = fill(path, model, weights)
-    check_stream(path, model, normal(generator_for(0), 2, 8, config.d_in).float())
+    length = min(8, config.n_ctx or 8)
+    check_stream(path, model, normal(generator_for(0), 2, length, config.d_in).float())
     name = path.name.removesuffix(".pkl")
     return Subject(name, format_name, model, task, hash_of(tensors), tensors)
 
