@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -265,7 +265,8 @@ class MixedMixer(Mixer):
         self, k: Float[Tensor, "batch time heads d_head"]
     ) -> Float[Tensor, "batch time heads d_head"]:
         """As the rules say."""
-        groups = zip(self.rules.values(), k.split(self.sizes, 2), strict=True)
+        rules: list[Any] = list(self.rules.values())
+        groups = zip(rules, k.split(self.sizes, 2), strict=True)
         return torch.cat([rule.paired(part) for rule, part in groups], 2)
 
 
