@@ -77,4 +77,3 @@ def _change_of(model: HookedModel, clean: Tensor) -> Callable[[Tensor], Tensor]:
 def unit_of(model: HookedModel) -> str:
     """What the weights are counted in."""
     return "KL, nats" if isinstance(model, LanguageModel) else "share of the output's square"
-

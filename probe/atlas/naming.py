@@ -153,4 +153,3 @@ def read_planted(score: Score, group: Group) -> Planted:
     rivals = [score.groups[null] for null in NULLS] + [score.shuffled[group]]
     weak = score.silent or any(not score.ahead(one, rival).lo > MARGIN for rival in rivals)
     return "no power" if weak else "misread"
-

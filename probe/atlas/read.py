@@ -6,6 +6,7 @@ not grow with the number of sequences.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -203,13 +204,16 @@ class _Reader:
         """Adds a shard; the controls too, if it is one of those that they are read on."""
         self.at = positions_of(tokens.shape[1])
         for layer, heads in _heads_of(self.model, tokens, self.layers):
+            if not all(bool(part.isfinite().all()) for part in _parts(heads)):
+                raise InputError(f"layer {layer}: what its heads work with is not finite")
             self.gated[layer] = heads.write is not None or heads.forget is not None
             self._add((layer, "model"), split, shard, heads, ("own", "step", "ridge"))
             if controlled and (noise := self._noise(layer, heads, split, shard)) is not None:
-                self._add((layer, "rule"), split, shard, noise)
+                self._add((layer, "rule"), split, shard, _finite(noise))
         if controlled:
             for layer, heads in _heads_of(self.twin, tokens, self.layers):
-                self._add((layer, "twin"), split, shard, heads)
+                # A twin that overflows cannot be read, and then no claim is made against it.
+                self._add((layer, "twin"), split, shard, _finite(heads))
 
     def _add(
         self,
@@ -263,14 +267,24 @@ class _Found:
 
 
 def _heads_of(model: HookedModel, tokens: Tokens, layers: list[int]) -> list[tuple[int, Heads]]:
-    wanted = {
-        name for layer in layers if (sites := model.head_sites(layer)) for name in sites.seen
-    }
+    wanted = {name for layer in layers if (sites := model.head_sites(layer)) for name in sites.seen}
     device = next(model.parameters()).device
-    _, cache = model.run_with_cache(
-        tokens.to(device), names_filter=lambda name: name in wanted
-    )
+    _, cache = model.run_with_cache(tokens.to(device), names_filter=lambda name: name in wanted)
     return [(layer, model.heads(layer, cache)) for layer in layers]
+
+
+def _parts(heads: Heads) -> list[Tensor]:
+    return [part for part in vars(heads).values() if part is not None]
+
+
+def _finite(heads: Heads) -> Heads:
+    """What is not finite counts as nothing."""
+    found: Any = {
+        name: torch.nan_to_num(part, 0.0, 0.0, 0.0)
+        for name, part in vars(heads).items()
+        if part is not None
+    }
+    return replace(heads, **found)
 
 
 def _readings(layer: int, found: _Found, weights: Tensor) -> list[HeadReading]:
