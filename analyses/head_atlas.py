@@ -45,7 +45,7 @@ class HeadAtlas:
         return None
 
     def run(self, bench: Bench) -> Finding:
-        """Supports if a head is named an optimizer and the output depends on it."""
+        """Supports if a head is an optimizer, not by construction, and the output depends on it."""
         task = bench.plan.task
 
         def draw(count: int, generator: torch.Generator) -> Tokens:

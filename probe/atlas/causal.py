@@ -1,6 +1,6 @@
 """The causal weight of a head: how the output changes when the head answers the same everywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -26,41 +26,38 @@ def causal_weights(
         model: The model.
         tokens: A few sequences.
         first: Position from which on the output is compared.
-        done: Called after each layer.
+        done: Called after each layer that has heads.
     """
     tokens = tokens.to(next(model.parameters()).device)
-    found = {}
-    for layer in range(model.layers):
-        sites = model.head_sites(layer)
-        if sites is not None:
-            found[layer] = torch.cat(list(_of_layer(model, tokens, layer, first)))
-        done()
-    return found
-
-
-def _of_layer(
-    model: HookedModel, tokens: Tokens, layer: int, first: int
-) -> Iterator[Float[Tensor, " some_heads"]]:
-    sites = model.head_sites(layer)
-    assert sites is not None
-    before = model.layer_sites()[layer]
-    clean, cache = model.run_with_cache(
-        tokens, names_filter=lambda name: name in (before, sites.gathered)
-    )
-    stream, mean = cache[before], cache[sites.gathered].mean((0, 1))
+    sites = {layer: found for layer in range(model.layers) if (found := model.head_sites(layer))}
+    wanted = {model.layer_sites()[layer] for layer in sites}
+    wanted |= {found.gathered for found in sites.values()}
+    clean, cache = model.run_with_cache(tokens, names_filter=lambda name: name in wanted)
     change = _change_of(model, clean[:, first:])
-    together = max(1, NUMBERS // clean.numel())
-    for heads in torch.arange(sites.count).split(together):
+    weights = {}
+    for layer, found in sites.items():
+        stream, gathered = cache[model.layer_sites()[layer]], cache[found.gathered]
+        parts = []
+        for heads in torch.arange(found.count).split(max(1, NUMBERS // clean.numel())):
+            hook = (found.gathered, _ablation(heads.tolist(), gathered.mean((0, 1))))
+            with model.hooks(fwd_hooks=[hook]):
+                edited = model.resume(stream.repeat(len(heads), 1, 1), layer)[:, first:]
+            parts.append(change(edited.unflatten(0, (len(heads), len(tokens)))))
+        weights[layer] = torch.cat(parts).double().cpu()
+        done()
+    return weights
 
-        def ablated(gathered: Tensor, hook: object, heads: Tensor = heads) -> Tensor:
-            copies = gathered.clone().unflatten(0, (len(heads), len(tokens)))
-            for copy, head in zip(copies, heads.tolist(), strict=True):
-                copy[:, :, head] = mean[head]
-            return copies.flatten(0, 1)
 
-        with model.hooks(fwd_hooks=[(sites.gathered, ablated)]):
-            edited = model.resume(stream.repeat(len(heads), 1, 1), layer)[:, first:]
-        yield change(edited.unflatten(0, (len(heads), len(tokens)))).double().cpu()
+def _ablation(heads: list[int], mean: Float[Tensor, "heads d_v"]) -> Callable[..., Tensor]:
+    """An edit of as many copies of a batch as there are heads: each lacks another head."""
+
+    def ablated(gathered: Tensor, hook: object) -> Tensor:
+        copies = gathered.clone().unflatten(0, (len(heads), -1))
+        for copy, head in zip(copies, heads, strict=True):
+            copy[:, :, head] = mean[head]
+        return copies.flatten(0, 1)
+
+    return ablated
 
 
 def _change_of(model: HookedModel, clean: Tensor) -> Callable[[Tensor], Tensor]:

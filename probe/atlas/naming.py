@@ -81,7 +81,7 @@ def claims(score: Score) -> tuple[Group, ...]:
 def _stands(score: Score, group: Group) -> bool:
     one = score.groups[group]
     rivals = [score.groups[null] for null in NULLS] + [score.shuffled[group]]
-    return one.share.lo >= LEAST and all(score.ahead(one, rival).lo > MARGIN for rival in rivals)
+    return one.share.lo >= LEAST and all(one.ahead_of(rival).lo > MARGIN for rival in rivals)
 
 
 def solver_of(score: Score) -> Name | None:
@@ -90,7 +90,7 @@ def solver_of(score: Score) -> Name | None:
     if not standing:
         return None
     step, ridge = (score.groups[group] for group in SOLVERS)
-    lead = score.ahead(ridge, step)
+    lead = ridge.ahead_of(step)
     if lead.lo > MARGIN and "ridge" in standing:
         return "least squares"
     if lead.hi < -MARGIN and "step" in standing:
@@ -110,11 +110,9 @@ def name_of(score: Score, controls: Controls = NO_CONTROLS) -> Name:
     solver = solver_of(score)
     if solver and (controls.by_construction or not _in_twin(score, controls.twin)):
         return solver
-    best = max(NULLS, key=lambda null: score.groups[null].share.value)
+    best = max(NULLS, key=lambda null: score.groups[null].value)
     simplest = next(
-        null
-        for null in NULLS
-        if not score.ahead(score.groups[best], score.groups[null]).value > MARGIN
+        null for null in NULLS if not score.groups[best].ahead_of(score.groups[null]).value > MARGIN
     )
     explained = score.groups[simplest].share.lo >= LEAST
     return _WORDS[simplest] if explained else "unexplained"
@@ -126,15 +124,14 @@ def _in_twin(score: Score, twin: Score | None) -> bool:
         return False
     claimed = claims(score)
     return any(
-        not twin.groups[group].share.value < score.groups[group].share.value - MARGIN
-        for group in claimed
+        not twin.groups[group].value < score.groups[group].value - MARGIN for group in claimed
     )
 
 
 def is_linear(score: Score, name: Name) -> bool:
     """Whether a softmax head is a gradient step from the mean: explained beyond it by 0.9."""
     smooth = name in ("kernel smoother", "mean")
-    return smooth and not score.silent and score.beyond_mean.lo >= LEAST
+    return smooth and not score.silent and score.beyond_mean.share.lo >= LEAST
 
 
 Planted = Literal["named", "no power", "misread"]
@@ -151,5 +148,5 @@ def read_planted(score: Score, group: Group) -> Planted:
         return "named" if found in allowed else "misread"
     one = score.groups[group]
     rivals = [score.groups[null] for null in NULLS] + [score.shuffled[group]]
-    weak = score.silent or any(not score.ahead(one, rival).lo > MARGIN for rival in rivals)
+    weak = score.silent or any(not one.ahead_of(rival).lo > MARGIN for rival in rivals)
     return "no power" if weak else "misread"

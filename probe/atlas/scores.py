@@ -6,6 +6,7 @@ sums serve every factor; so constants are fitted on one half and scored on the o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -76,14 +77,28 @@ class Explained:
     Attributes:
         form: Which of the group.
         constant: Its fitted factor; for ridge regression lambda.
-        share: Held-out R^2 with its interval.
         error: Its squared error, by block.
+        energy: Squares of what is explained, by block.
     """
 
     form: str
     constant: float
-    share: Interval
     error: Float[Tensor, " blocks"]
+    energy: Float[Tensor, " blocks"]
+
+    @cached_property
+    def share(self) -> Interval:
+        """Held-out R^2 with its interval."""
+        return share_explained(self.error, self.energy)
+
+    @property
+    def value(self) -> float:
+        """Held-out R^2."""
+        return 1 - float(self.error.sum() / self.energy.sum())
+
+    def ahead_of(self, other: "Explained") -> Interval:
+        """How much more it explains, paired by block."""
+        return mean_per_sequence(other.error - self.error, self.energy)
 
 
 @dataclass(frozen=True)
@@ -93,22 +108,16 @@ class Score:
     Attributes:
         groups: The best of each group.
         shuffled: The same of step and ridge with keys shuffled among the past.
-        beyond_mean: Share that the step from the mean explains of what the mean leaves.
-        energy: Squares of the answers, by block.
+        beyond_mean: The step from the mean, as it explains what the mean leaves.
         silent: Whether the head answers nothing, beside its values.
         edge: Whether lambda is the smallest or the largest that was tried.
     """
 
     groups: Mapping[Group, Explained]
     shuffled: Mapping[Group, Explained]
-    beyond_mean: Interval
-    energy: Float[Tensor, " blocks"]
+    beyond_mean: Explained
     silent: bool
     edge: bool
-
-    def ahead(self, one: Explained, other: Explained) -> Interval:
-        """How much more of the answers the first explains, paired by block."""
-        return mean_per_sequence(other.error - one.error, self.energy)
 
 
 SILENT = 1e-12  # of the squares of the values
@@ -149,9 +158,7 @@ def _score(
         place = int(fitted[shifted].nan_to_num(torch.inf).argmin())
         row = int(shifted[place])
         constant = grid[place] if group == "ridge" else factors[row]
-        error = tested[:, row]
-        share = share_explained(error, energy)
-        return Explained(ROWS[row].form, float(constant), share, error), place
+        return Explained(ROWS[row].form, float(constant), tested[:, row], energy), place
 
     groups = {group: best(group, 0)[0] for group in GROUPS}
     wrong: dict[Group, Explained] = {
@@ -161,8 +168,12 @@ def _score(
     return Score(
         groups=groups,
         shuffled=wrong,
-        beyond_mean=share_explained(tested[:, FROM_MEAN], sums.test[:, head, FROM_MEAN, 0]),
-        energy=energy,
+        beyond_mean=Explained(
+            MEMBERS[FROM_MEAN].form,
+            float(factors[FROM_MEAN]),
+            tested[:, FROM_MEAN],
+            sums.test[:, head, FROM_MEAN, 0],
+        ),
         silent=not total > SILENT * float(sums.values[head]),
         edge=best("ridge", 0)[1] in (0, len(grid) - 1),
     )
