@@ -36,7 +36,7 @@ from probe.views import permuted_twin
 SHARD = 8  # sequences that are read at once
 POSITIONS = 16  # of each sequence, at most
 EARLY = 4  # the first quarter of the positions is left out
-CONTROLLED = 4  # controls are read on a quarter of the sequences, but on 4 shards at least
+CONTROLLED = 4  # controls are read on a quarter of the sequences, but on 2 shards at least
 ABLATED = 8  # sequences on which heads are ablated
 NUMBERS = 2**23  # of the pairs' products that are held at once
 LEAST_SEQUENCES, LEAST_TIME = 64, 8
@@ -141,7 +141,7 @@ def read_atlas(
     for index in range(2 * shards):
         split, shard = (FIT, index) if index < shards else (TEST, index - shards)
         tokens = draw(SHARD, generator_for(seed, split, shard))
-        reader.read(split, shard, tokens, controlled=shard < max(4, shards // CONTROLLED))
+        reader.read(split, shard, tokens, controlled=shard < max(2, shards // CONTROLLED))
         progress(index + 1, total)
     steps = iter(range(2 * shards + 1, total + 1))
     weights = causal_weights(
