@@ -275,10 +275,17 @@ class Attention(nn.Module):
 
     `positions` is the width of the sinusoidal table that is concatenated to the input of
     queries and keys only; 0 for none. `unit` names those of q, k and v that are normalised to
-    length 1 in each head.
+    length 1 in each head. With biases there is one for each map.
     """
 
-    def __init__(self, kind: AttentionKind, d_model: int, positions: int, unit: tuple[str, ...]):
+    def __init__(
+        self,
+        kind: AttentionKind,
+        d_model: int,
+        positions: int,
+        unit: tuple[str, ...],
+        biased: bool = False,
+    ):
         super().__init__()
         self.positions, self.unit = positions, unit
         d_qk = d_model + positions
@@ -287,6 +294,10 @@ class Attention(nn.Module):
         self.W_K = nn.Parameter(torch.empty(shape))
         self.W_V = nn.Parameter(torch.empty(kind.heads, d_model, kind.d_head))
         self.W_O = nn.Parameter(torch.empty(kind.heads, kind.d_head, d_model))
+        self.b_Q, self.b_K, self.b_V = (
+            build_bias(biased, kind.heads, kind.d_head) for _ in range(3)
+        )
+        self.b_O = build_bias(biased, d_model)
         self.mixer = kind.build()
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_z = HookPoint()
@@ -295,16 +306,16 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time d_model"]:
         """The attention output, without the residual."""
-        return self.gathered(x).flatten(2) @ self.W_O.flatten(0, 1)
+        return shifted(self.gathered(x).flatten(2) @ self.W_O.flatten(0, 1), self.b_O)
 
     def gathered(
         self, x: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time heads d_head"]:
         """What each head gathers, before the output map."""
         placed = self._place(x)
-        q = self.hook_q(self._normalise("q", _project(placed, self.W_Q)))
-        k = self.hook_k(self._normalise("k", _project(placed, self.W_K)))
-        v = self.hook_v(self._normalise("v", _project(x, self.W_V)))
+        q = self.hook_q(self._normalise("q", _project(placed, self.W_Q, self.b_Q)))
+        k = self.hook_k(self._normalise("k", _project(placed, self.W_K, self.b_K)))
+        v = self.hook_v(self._normalise("v", _project(x, self.W_V, self.b_V)))
         return self.hook_z(self.mixer(q, k, v))
 
     def _place(self, x: Tensor) -> Tensor:
@@ -317,10 +328,22 @@ class Attention(nn.Module):
         return nn.functional.normalize(heads, dim=-1) if role in self.unit else heads
 
 
-def _project(x: Tensor, weight: Tensor) -> Tensor:
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     heads, width, d_head = weight.shape
     flat = weight.transpose(0, 1).reshape(width, heads * d_head)
-    return (x @ flat).unflatten(-1, (heads, d_head))
+    return shifted((x @ flat).unflatten(-1, (heads, d_head)), bias)
+
+
+def build_bias(biased: bool, *shape: int) -> nn.Parameter | None:
+    """A fresh bias, at 0, where a map has one."""
+    return nn.Parameter(torch.zeros(shape)) if biased else None
+
+
+def shifted(
+    x: Float[Tensor, "*shape"], bias: Float[Tensor, "..."] | None
+) -> Float[Tensor, "*shape"]:
+    """What a linear map says, with its bias where it has one."""
+    return x if bias is None else x + bias
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
