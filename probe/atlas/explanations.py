@@ -19,7 +19,7 @@ STEPS = ("sum", "average", "from the mean")
 MEANS = ("mean", "sum")
 COPIES = ("current", "previous", "first")
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-8, 9))  # a common head scales by one of them
-PENALTIES = 48
+PENALTIES = 64
 BELOW, ABOVE = 1e-3, 10.0  # ends of the penalties beside the smallest and the largest eigenvalue
 
 
