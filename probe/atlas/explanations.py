@@ -131,7 +131,7 @@ def _ridges(
     penalties: Penalties,
 ) -> Float[Tensor, "batch heads at d_v penalties"]:
     """C (G + lambda)^-1 q for every lambda, from one eigendecomposition."""
-    along = (found.basis.mT @ problem.queries[..., None])[..., 0] * found.present
+    along = (found.basis.mT @ problem.queries[..., None])[..., 0]
     shrink = 1 / (found.mu.clamp_min(0)[..., None] + penalties.grid[:, None, None])
     return (cross @ found.basis) @ (along[..., None] * shrink)
 

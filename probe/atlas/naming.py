@@ -140,7 +140,8 @@ Planted = Literal["named", "no power", "misread"]
 def read_planted(score: Score, group: Group) -> Planted:
     """Whether a planted solver is named on the head's own problem.
 
-    "no power": a null, or keys that are shuffled, give the same answers there.
+    "no power": a null, or keys that are shuffled, give the same answers there. A planted solver
+    that its own explanation does not reach is misread.
     """
     allowed = ("step or least squares", _WORDS[group])
     found = solver_of(score)
@@ -148,5 +149,5 @@ def read_planted(score: Score, group: Group) -> Planted:
         return "named" if found in allowed else "misread"
     one = score.groups[group]
     rivals = [score.groups[null] for null in NULLS] + [score.shuffled[group]]
-    weak = score.silent or any(not one.ahead_of(rival).lo > MARGIN for rival in rivals)
-    return "no power" if weak else "misread"
+    weak = any(not one.ahead_of(rival).lo > MARGIN for rival in rivals)
+    return "no power" if score.silent or (one.share.lo >= LEAST and weak) else "misread"
