@@ -4,7 +4,7 @@ Hypothesis: a head whose keys, values and queries are pairs and a question answe
 step or as least squares on these pairs (von Oswald et al. 2023, sections 2 and 3).
 Test statistic: the held-out share of what the head gathers that a step or ridge regression
 explains, beside its own softmax, the mean, copies, the same with keys shuffled among the past, and
-the twin. Refuted if a simpler explanation does as well. Cost: a few hundred sequences; at most 16
+the twin. Refuted if a simpler explanation does as well. Cost: a few hundred sequences; at most 8
 positions of each are read.
 """
 

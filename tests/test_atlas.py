@@ -221,7 +221,7 @@ def test_a_rule_that_is_not_told_leaves_the_twin_its_veto() -> None:
 
 def test_positions_are_late_and_few() -> None:
     assert positions_of(8).tolist() == [2, 3, 4, 5, 6, 7]
-    assert len(positions_of(256)) == 16 and positions_of(256)[[0, -1]].tolist() == [64, 255]
+    assert len(positions_of(256)) == 8 and positions_of(256)[[0, -1]].tolist() == [64, 255]
     with pytest.raises(InputError, match="8 tokens, not 7"):
         positions_of(7)
 

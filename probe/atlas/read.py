@@ -34,9 +34,10 @@ from probe.sweep import FIT, TEST
 from probe.views import permuted_twin
 
 SHARD = 8  # sequences that are read at once
-POSITIONS = 16  # of each sequence, at most
+POSITIONS = 8  # of each sequence, at most
 EARLY = 4  # the first quarter of the positions is left out
 CONTROLLED = 4  # controls are read on a quarter of the sequences, but on 2 shards at least
+NOISE_TIME = 64  # tokens of white noise, which are enough to see a rule
 ABLATED = 8  # sequences on which heads are ablated
 NUMBERS = 2**23  # of the pairs' products that are held at once
 LEAST_SEQUENCES, LEAST_TIME = 64, 8
@@ -223,7 +224,7 @@ class _Reader:
         heads: Heads,
         targets: tuple[str, ...] = ("own",),
     ) -> None:
-        problem = pose(heads, self.at)
+        problem = pose(heads, positions_of(heads.keys.shape[1]))
         if key not in self.views:
             self.views[key] = _View(problem.rows(slice(0, 2)), targets)
         self.views[key].add(split, heads, problem, shard * SHARD)
@@ -231,6 +232,7 @@ class _Reader:
     def _noise(self, layer: int, heads: Heads, split: int, shard: int) -> Heads | None:
         """The rule of the layer on white noise as large as the head's own numbers."""
         generator = generator_for(self.seed, split, shard, layer, _NOISE)
+        heads = _each(heads, lambda part: part[:, :NOISE_TIME])
 
         def white(own: Tensor) -> Tensor:
             size = own.double().square().mean((0, 1, 3), keepdim=True).sqrt()
@@ -277,14 +279,15 @@ def _parts(heads: Heads) -> list[Tensor]:
     return [part for part in vars(heads).values() if part is not None]
 
 
+def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
+    """Every tensor changed."""
+    changed: Any = {name: change(part) for name, part in vars(heads).items() if part is not None}
+    return replace(heads, **changed)
+
+
 def _finite(heads: Heads) -> Heads:
     """What is not finite counts as nothing."""
-    found: Any = {
-        name: torch.nan_to_num(part, 0.0, 0.0, 0.0)
-        for name, part in vars(heads).items()
-        if part is not None
-    }
-    return replace(heads, **found)
+    return _each(heads, lambda part: torch.nan_to_num(part, 0.0, 0.0, 0.0))
 
 
 def _readings(layer: int, found: _Found, weights: Tensor) -> list[HeadReading]:
