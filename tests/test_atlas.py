@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from probe.atlas import Atlas, finding_of, read_atlas
 from probe.atlas.causal import causal_weights
 from probe.atlas.naming import OPTIMIZERS, Controls, claims, name_of, read_planted, solver_of
 from probe.atlas.read import positions_of
+from probe.checkpoints.base import load
 from probe.errors import InputError
 from probe.findings import CategoryMap, HeatMap
 from probe.models.attention import AttentionKind, LinearAttention, MixedAttention, SoftmaxAttention
-from probe.models.hooked import Cache, Heads
+from probe.models.hooked import Cache, Heads, LanguageModel
 from probe.models.norm import LayerNorm
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
+from probe.tasks.base import find_task
 
 D_IN, D_HEAD, HEADS, SEQUENCES = 5, 4, 3, 64
 
@@ -275,6 +278,56 @@ def test_the_weight_of_a_head_is_what_its_mean_changes() -> None:
     assert float(weights[1]) == 0 and float(weights[0]) > 0.01
 
 
+class Speaker(SequenceTransformer, LanguageModel):
+    """Reads token ids one-hot and says logits."""
+
+    vocabulary, longest, tokenizer = D_IN, None, None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.one_hot(tokens, D_IN).float())
+
+
+def spoken(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(D_IN, (count, 24), generator=generator)
+
+
+def speaker() -> Speaker:
+    block = BlockConfig(MIXED, d_mlp=8)
+    model = Speaker(ModelConfig(D_IN, 12, D_IN, (block, block), True))
+    model.initialise(0.3, generator_for(4))
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def test_the_weight_in_a_language_model_is_a_divergence() -> None:
+    model, tokens = speaker(), spoken(6, generator_for(1))
+    weights = causal_weights(model, tokens, first=6)
+    clean, cache = model.run_with_cache(tokens)
+    for layer in (0, 1):
+        site = f"blocks.{layer}.attn.hook_z"
+        mean = cache[site].mean((0, 1))
+        for head in range(HEADS):
+
+            def edit(z: torch.Tensor, hook: object, mean=mean, head=head) -> torch.Tensor:
+                z = z.clone()
+                z[:, :, head] = mean[head]
+                return z
+
+            with model.hooks(fwd_hooks=[(site, edit)]):
+                said = model(tokens)
+            p, q = (torch.distributions.Categorical(logits=x[:, 6:]) for x in (clean, said))
+            want = float(torch.distributions.kl_divergence(p, q).mean())
+            assert float(weights[layer][head]) == pytest.approx(want, rel=1e-3, abs=1e-6)
+    assert max(float(w.max()) for w in weights.values()) > 1e-4
+
+
+def test_a_language_model_is_read_on_its_tokens() -> None:
+    found = read_atlas(speaker(), spoken, SEQUENCES, 0)
+    assert found.unit == "KL, nats"
+    named = {(h.layer, h.head): h.name for h in found.heads if h.name in OPTIMIZERS}
+    assert named == {(layer, 1 + i): n for layer in (0, 1) for i, n in enumerate(OPTIMIZERS[:2])}
+
+
 # The finding
 
 
@@ -318,6 +371,41 @@ def test_an_atlas_that_misreads_planted_heads_concludes_nothing(
     assert found.misread == HEADS
     finding = finding_of(found)
     assert finding.outcome == "inconclusive" and "misread planted solvers" in finding.statement
+
+
+def published(paper_data: Path, file: str, preset: str) -> Atlas:
+    path = paper_data / "linear_seq_fully" / file
+    if not path.exists():
+        pytest.skip(f"the folder holds no {file}")
+    subject = load(path, f"von-oswald-2023/{preset}")
+    task = find_task(subject.task or "")
+    return read_atlas(subject.model, lambda n, g: task.sample(n, g).tokens, 128, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "preset", "name"),
+    [
+        ("model_lin_1l_constr.pkl", "linear-1l", "gradient step"),
+        ("model_lin_6l_constr.pkl", "linear-6l", "gradient step"),
+        ("model_mesa_constr.pkl", "mesa-1l", "least squares"),
+    ],
+)
+def test_published_layers_read_as_what_they_are(
+    paper_data: Path, file: str, preset: str, name: str
+) -> None:
+    found = published(paper_data, file, preset)
+    assert {h.name for h in found.heads} == {name}
+    assert all(h.by_construction for h in found.heads) and found.misread == 0
+
+
+@pytest.mark.slow
+def test_published_softmax_heads_are_linear_and_no_optimizers(paper_data: Path) -> None:
+    """Later layers act as gradient steps from the mean; the first copies."""
+    found = published(paper_data, "model_sm_7l_fullfledged.pkl", "softmax-7l")
+    assert not [h for h in found.heads if h.name in OPTIMIZERS] and found.misread == 0
+    assert sum(h.linear for h in found.heads) >= len(found.heads) // 2
+    assert not any(h.linear for h in found.heads if h.layer == 0)
 
 
 def test_the_analysis_is_installed_and_knows_its_limits(tiny_subject, small_task) -> None:
