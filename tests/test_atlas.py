@@ -87,6 +87,15 @@ def test_the_penalty_of_a_mesa_head_is_found() -> None:
     assert head.score.groups["ridge"].constant == pytest.approx(2.718, rel=0.3)
 
 
+def test_a_head_whose_keys_are_alike_has_no_pairs() -> None:
+    """A linear rule; but every key is the bias, so that it sums its values, whatever they are."""
+    model = gpt2(LinearAttention(2, 4), time=24)
+    model.blocks[0].attn.W_K[0] = 0
+    constant, other = atlas_of(model).heads
+    assert (constant.name, other.name) == ("mean", "gradient step")
+    assert constant.planted["step"] == "no power"
+
+
 RANDOM = [
     (time, std, width, seed)
     for seed, (time, std, width) in enumerate(

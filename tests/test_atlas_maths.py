@@ -136,7 +136,8 @@ def test_smoothers_are_softmax_attention() -> None:
 
 
 def test_means_and_copies() -> None:
-    seen, found = heads(), explained(pose(heads(), AT))
+    seen = heads()
+    found = explained(pose(seen, AT))
     values = seen.values.transpose(1, 2)
     assert torch.allclose(found[..., row("copy", "current")], values[:, :, AT])
     assert torch.allclose(found[..., row("copy", "previous")], values[:, :, AT - 1])
@@ -144,6 +145,10 @@ def test_means_and_copies() -> None:
     total = values.cumsum(2)[:, :, AT]
     assert torch.allclose(found[..., row("mean", "sum")], total)
     assert torch.allclose(found[..., row("mean", "mean")], total / (AT + 1)[:, None])
+    alike = Heads(seen.queries, seen.keys[:, :1].expand_as(seen.keys), seen.values, seen.gathered)
+    found = explained(pose(alike, AT))
+    step, mean = row("step", "sum"), row("mean", "sum by the mean key")
+    assert torch.allclose(found[..., step], found[..., mean])
 
 
 def test_shuffled_keys_are_another_problem() -> None:

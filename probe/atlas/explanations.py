@@ -16,7 +16,7 @@ from probe.atlas.problem import HeadProblem, derangements
 Group = Literal["step", "ridge", "softmax", "smoother", "mean", "copy"]
 GROUPS: tuple[Group, ...] = ("step", "ridge", "softmax", "smoother", "mean", "copy")
 STEPS = ("sum", "average", "from the mean")
-MEANS = ("mean", "sum")
+MEANS = ("mean", "sum", "sum by the mean key")
 COPIES = ("current", "previous", "first")
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-8, 9))  # a common head scales by one of them
 PENALTIES = 64
@@ -106,7 +106,7 @@ def explanations(
         _steps(problem, problem.cross),
         _ridges(problem, problem.cross, found, penalties),
         _smoothers(problem),
-        torch.stack([problem.mean_value, problem.mean_value * problem.mass], -1),
+        _means(problem),
         _copies(problem),
         _steps(problem, wrong),
         _ridges(problem, wrong, found, penalties),
@@ -144,6 +144,13 @@ def _smoothers(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v temper
     gated = (problem.weights.log().clamp_min(-1e9) + problem.past.log())[..., None, :]
     mixed = (logits + gated).softmax(-1) @ problem.values[:, :, None]
     return mixed.transpose(-1, -2)
+
+
+def _means(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v means"]:
+    """The mean of the values, their sum, and C q if all keys were alike: pairs then say nothing."""
+    total = problem.mean_value * problem.mass
+    along = (problem.mean_key * problem.queries).sum(-1, keepdim=True)
+    return torch.stack([problem.mean_value, total, total * along], -1)
 
 
 def _copies(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v copies"]:
