@@ -1,8 +1,9 @@
 """The atlas names planted heads and no others; its controls take names away."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,13 @@ from probe.atlas.read import positions_of
 from probe.checkpoints.base import load
 from probe.errors import InputError
 from probe.findings import CategoryMap, HeatMap
-from probe.models.attention import AttentionKind, LinearAttention, MixedAttention, SoftmaxAttention
+from probe.models.attention import (
+    AttentionKind,
+    LinearAttention,
+    MixedAttention,
+    Mixer,
+    SoftmaxAttention,
+)
 from probe.models.hooked import Cache, Heads, LanguageModel
 from probe.models.norm import LayerNorm
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
@@ -226,6 +233,53 @@ def test_a_rule_that_is_not_told_leaves_the_twin_its_veto() -> None:
     assert {h.name for h in atlas_of(like(Unknown, model)).heads} == {"unexplained"}
     gated = atlas_of(like(Gated, model)).heads
     assert {h.name for h in gated} == {"gradient step"} and all(h.by_construction for h in gated)
+
+
+class Window(Mixer):
+    """Softmax over the last few tokens, with weights that add up to `total`."""
+
+    def __init__(self, total: float):
+        super().__init__()
+        self.total = total
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = torch.einsum("bthd,bshd->bhts", q, k)
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril().triu(-2)
+        pattern = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return self.total * torch.einsum("bhts,bshd->bthd", pattern, v)
+
+
+@dataclass(frozen=True)
+class Windowed:
+    heads: int
+    d_head: int
+    total: float
+    kind: ClassVar[str] = "windowed"
+
+    def build(self) -> Window:
+        return Window(self.total)
+
+
+def test_averages_of_any_kind_are_kernel_smoothers() -> None:
+    """None of the softmaxes that are tried sees through a window; the rule still is an average."""
+    found = atlas_of(gpt2(Windowed(2, 4, 1.0), time=24)).heads
+    assert {h.name for h in found} == {"kernel smoother"}
+    assert all(h.controls.averages and h.score.groups["smoother"].value < 0.9 for h in found)
+    other = atlas_of(gpt2(Windowed(2, 4, 1.5), time=24)).heads
+    assert not any(h.controls.averages for h in other)
+    assert {h.name for h in other} == {"unexplained"}
+
+
+def test_no_average_is_called_an_optimizer() -> None:
+    step = scored()["gradient step"].score
+    controls = Controls(twin=None, rule=step, averages=True)
+    assert name_of(step, controls) == "kernel smoother"
+    assert name_of(step, replace(controls, averages=False)) == "gradient step"
+
+
+def test_only_softmax_rules_average() -> None:
+    for head in hidden().heads:
+        assert head.controls.averages is (head.name not in OPTIMIZERS)
 
 
 # The pass over the data

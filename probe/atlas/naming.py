@@ -1,7 +1,8 @@
 """The name of a head: what explains its answers, by a rule that claims an optimizer last.
 
-A softmax head is explained by its own softmax, whatever it does for the model. In its linear regime
-it is the mean and a gradient step from it; this is remarked upon and not called an optimizer.
+A softmax head is explained by its own softmax, whatever it does for the model; so is one that looks
+through a window or otherwise averages its values by positive weights. In its linear regime softmax
+is the mean and a gradient step from it; this is remarked upon and not called an optimizer.
 """
 
 from dataclasses import dataclass
@@ -52,11 +53,13 @@ class Controls:
         twin: The head of the twin with permuted weights; None if there is no twin.
         rule: The rule of the head on white noise; None where the rule is not known.
         gated: Whether the head has gates for its pairs, as only layers that learn from pairs do.
+        averages: Whether its rule takes averages of the values, whatever it is given.
     """
 
     twin: Score | None
     rule: Score | None
     gated: bool = False
+    averages: bool = False
 
     @property
     def by_construction(self) -> bool:
@@ -107,7 +110,7 @@ def name_of(score: Score, controls: Controls = NO_CONTROLS) -> Name:
     """
     if score.silent:
         return "silent"
-    solver = solver_of(score)
+    solver = None if controls.averages else solver_of(score)
     if solver and (controls.by_construction or not _in_twin(score, controls.twin)):
         return solver
     best = max(NULLS, key=lambda null: score.groups[null].value)
@@ -115,7 +118,9 @@ def name_of(score: Score, controls: Controls = NO_CONTROLS) -> Name:
         null for null in NULLS if not score.groups[best].ahead_of(score.groups[null]).value > MARGIN
     )
     explained = score.groups[simplest].share.lo >= LEAST
-    return _WORDS[simplest] if explained else "unexplained"
+    if explained:
+        return _WORDS[simplest]
+    return "kernel smoother" if controls.averages else "unexplained"
 
 
 def _in_twin(score: Score, twin: Score | None) -> bool:

@@ -5,11 +5,10 @@ not grow with the number of sequences.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probe.atlas.causal import causal_weights, unit_of
@@ -25,10 +24,11 @@ from probe.atlas.naming import (
     read_planted,
 )
 from probe.atlas.problem import HeadProblem, answers, pose
+from probe.atlas.rule import finite, rule_on_noise
 from probe.atlas.scores import Score, Sums, products, scores
 from probe.errors import InputError
 from probe.models.hooked import Heads, HookedModel, Tokens
-from probe.sampling import generator_for, normal
+from probe.sampling import generator_for
 from probe.statistics import BLOCKS
 from probe.sweep import FIT, TEST
 from probe.views import permuted_twin
@@ -37,7 +37,6 @@ SHARD = 8  # sequences that are read at once
 POSITIONS = 8  # of each sequence, at most
 EARLY = 4  # the first quarter of the positions is left out
 CONTROLLED = 4  # controls are read on a quarter of the sequences, but on 2 shards at least
-NOISE_TIME = 64  # tokens of white noise, which are enough to see a rule
 ABLATED = 8  # sequences on which heads are ablated
 NUMBERS = 2**23  # of the pairs' products that are held at once
 LEAST_SEQUENCES, LEAST_TIME = 64, 8
@@ -199,6 +198,7 @@ class _Reader:
         self.twin = permuted_twin(model, seed)
         self.views: dict[tuple[int, str], _View] = {}
         self.gated: dict[int, bool] = {}
+        self.averages: dict[int, Bool[Tensor, " heads"]] = {}
         self.at = torch.empty(0, dtype=torch.long)
 
     def read(self, split: int, shard: int, tokens: Tokens, controlled: bool) -> None:
@@ -210,11 +210,11 @@ class _Reader:
             self.gated[layer] = heads.write is not None or heads.forget is not None
             self._add((layer, "model"), split, shard, heads, ("own", "step", "ridge"))
             if controlled and (noise := self._noise(layer, heads, split, shard)) is not None:
-                self._add((layer, "rule"), split, shard, _finite(noise))
+                self._add((layer, "rule"), split, shard, finite(noise))
         if controlled:
             for layer, heads in _heads_of(self.twin, tokens, self.layers):
                 # A twin that overflows cannot be read, and then no claim is made against it.
-                self._add((layer, "twin"), split, shard, _finite(heads))
+                self._add((layer, "twin"), split, shard, finite(heads))
 
     def _add(
         self,
@@ -230,32 +230,27 @@ class _Reader:
         self.views[key].add(split, heads, problem, shard * SHARD)
 
     def _noise(self, layer: int, heads: Heads, split: int, shard: int) -> Heads | None:
-        """The rule of the layer on white noise as large as the head's own numbers."""
-        generator = generator_for(self.seed, split, shard, layer, _NOISE)
-        heads = _each(heads, lambda part: part[:, :NOISE_TIME])
-
-        def white(own: Tensor) -> Tensor:
-            size = own.double().square().mean((0, 1, 3), keepdim=True).sqrt()
-            return (normal(generator, *own.shape).to(own.device) * size).to(own.dtype)
-
-        foreign = replace(
-            heads,
-            queries=white(heads.queries),
-            keys=white(heads.keys),
-            values=white(heads.values),
+        """The rule of the layer on white noise."""
+        seen = rule_on_noise(
+            self.model, layer, heads, generator_for(self.seed, split, shard, layer, _NOISE)
         )
-        mixed = self.model.mix(layer, foreign)
-        return None if mixed is None else replace(foreign, gathered=mixed)
+        if seen is None:
+            return None
+        self.averages[layer] = self.averages.get(layer, seen.averages) & seen.averages
+        return seen.heads
 
     def found(self, layer: int) -> "_Found":
         """What the sums of a layer say."""
         own, twin = self.views[layer, "model"], self.views[layer, "twin"].scores()
         rule = self.views.get((layer, "rule"))
         rules = rule.scores() if rule else (None,) * len(twin)
+        none = torch.zeros(len(twin), dtype=torch.bool)
+        averages = self.averages.get(layer, none).tolist()
         return _Found(
             own.scores(),
             tuple(
-                Controls(*pair, gated=self.gated[layer]) for pair in zip(twin, rules, strict=True)
+                Controls(*scored, self.gated[layer], average)
+                for scored, average in zip(zip(twin, rules, strict=True), averages, strict=True)
             ),
             {group: own.scores(group) for group in SOLVERS},
         )
@@ -277,17 +272,6 @@ def _heads_of(model: HookedModel, tokens: Tokens, layers: list[int]) -> list[tup
 
 def _parts(heads: Heads) -> list[Tensor]:
     return [part for part in vars(heads).values() if part is not None]
-
-
-def _each(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
-    """Every tensor changed."""
-    changed: Any = {name: change(part) for name, part in vars(heads).items() if part is not None}
-    return replace(heads, **changed)
-
-
-def _finite(heads: Heads) -> Heads:
-    """What is not finite counts as nothing."""
-    return _each(heads, lambda part: torch.nan_to_num(part, 0.0, 0.0, 0.0))
 
 
 def _readings(layer: int, found: _Found, weights: Tensor) -> list[HeadReading]:
