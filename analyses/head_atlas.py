@@ -23,7 +23,7 @@ from probe.sampling import generator_for
 from probe.tasks.base import Task
 from probe.threads import one_thread
 
-MOST = 512  # sequences of the run that are read
+MOST = 256  # sequences of the run that are read
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ is the mean and a gradient step from it; this is remarked upon and not called an
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from probe.atlas.explanations import Group
 from probe.atlas.scores import Score
@@ -21,16 +21,7 @@ Name = Literal[
     "silent",
     "unexplained",
 ]
-NAMES: tuple[Name, ...] = (
-    "gradient step",
-    "least squares",
-    "step or least squares",
-    "kernel smoother",
-    "mean",
-    "copy",
-    "silent",
-    "unexplained",
-)
+NAMES: tuple[Name, ...] = get_args(Name)
 OPTIMIZERS: tuple[Name, ...] = NAMES[:3]
 LEAST, MARGIN = 0.9, 0.01
 NULLS: tuple[Group, ...] = ("copy", "mean", "softmax", "smoother")  # the simplest first
