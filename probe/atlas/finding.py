@@ -192,7 +192,8 @@ def _figures(atlas: Atlas) -> tuple[Figure, ...]:
             atlas,
             "head_atlas_step",
             "Share of each head that a gradient step on its own pairs explains",
-            read,
+            f"{read} The step from the mean counts; where the scores of softmax are small it "
+            "explains all, and so does the null beside it.",
             lambda head: head.score.groups["step"].value,
         ),
         _shares(
