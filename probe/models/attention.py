@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from probe.errors import InputError
 from probe.mesa_layer import Chunkwise, mesa_layer
 
 
@@ -24,6 +25,12 @@ class Mixer(nn.Module, ABC):
         v: Float[Tensor, "batch time heads d_v"],
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values over the past of each position; linear in the values."""
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Keys as they meet queries and values: zero where there is no pair yet."""
+        return k
 
 
 @runtime_checkable
@@ -117,12 +124,39 @@ class MesaAttention:
         return MesaMixer(self.heads, self.unpaired)
 
 
+@dataclass(frozen=True)
+class MixedAttention:
+    """Heads of different rules side by side: softmax first, then linear, then mesa heads.
+
+    Of all heads `linear` are linear and `mesa` are mesa heads; the others are softmax heads.
+
+    Raises:
+        InputError: More linear and mesa heads than heads.
+    """
+
+    kind: ClassVar[str] = "mixed"
+    heads: int
+    d_head: int
+    linear: int = 0
+    mesa: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what leaves a negative number of softmax heads."""
+        if self.linear + self.mesa > self.heads:
+            raise InputError(f"mixed attention: {self.heads} heads, more linear and mesa heads")
+
+    def build(self) -> Mixer:
+        """One parameter per mesa head."""
+        return MixedMixer(self)
+
+
 _Kind = (
     type[LinearAttention]
     | type[AveragedAttention]
     | type[BidirectionalAttention]
     | type[SoftmaxAttention]
     | type[MesaAttention]
+    | type[MixedAttention]
 )
 KINDS: dict[str, _Kind] = {
     kind.kind: kind
@@ -132,6 +166,7 @@ KINDS: dict[str, _Kind] = {
         BidirectionalAttention,
         SoftmaxAttention,
         MesaAttention,
+        MixedAttention,
     )
 }
 
@@ -200,6 +235,39 @@ class MesaMixer(Mixer):
         if not self.unpaired:
             return k
         return torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
+
+
+class MixedMixer(Mixer):
+    """Each group of heads through the mixer of its own rule."""
+
+    def __init__(self, kind: MixedAttention):
+        super().__init__()
+        rules: tuple[AttentionKind, ...] = (
+            SoftmaxAttention(kind.heads - kind.linear - kind.mesa, kind.d_head),
+            LinearAttention(kind.linear, kind.d_head),
+            MesaAttention(kind.mesa, kind.d_head),
+        )
+        self.rules = nn.ModuleDict({rule.kind: rule.build() for rule in rules if rule.heads})
+        self.sizes = [rule.heads for rule in rules if rule.heads]
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
+        """Mixes values, each head by its own rule."""
+        groups = zip(*(t.split(self.sizes, 2) for t in (q, k, v)), strict=True)
+        mixed = [rule(*group) for rule, group in zip(self.rules.values(), groups, strict=True)]
+        return torch.cat(mixed, 2)
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """As the rules say."""
+        rules: list[Any] = list(self.rules.values())
+        groups = zip(rules, k.split(self.sizes, 2), strict=True)
+        return torch.cat([rule.paired(part) for rule, part in groups], 2)
 
 
 class Attention(nn.Module):

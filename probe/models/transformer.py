@@ -169,8 +169,10 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
         return HeadSites(names, names[-1], self.config.blocks[layer].attention.heads)
 
     def heads(self, layer: int, cache: Cache) -> Heads:
-        """Queries, keys, values and what was gathered, as they passed the hooks."""
-        return Heads(*(cache[name] for name in self.head_sites(layer).seen))
+        """Queries, keys, values and what was gathered; keys are zero where there is no pair."""
+        block: Any = self.blocks[layer]
+        queries, keys, values, gathered = (cache[name] for name in self.head_sites(layer).seen)
+        return Heads(queries, block.attn.mixer.paired(keys), values, gathered)
 
     def mix(self, layer: int, heads: Heads) -> Float[Tensor, "batch time heads d_v"]:
         """The block's mixer on other queries, keys and values."""
