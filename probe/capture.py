@@ -16,6 +16,12 @@ GROUP = 16
 Edit = Callable[[Tensor], Tensor]
 
 
+def reading_device(model: HookedModel) -> torch.device:
+    """Where a model wants its tokens; weights that are offloaded stand nowhere until they run."""
+    places = (parameter.device for parameter in model.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+
+
 @dataclass(frozen=True)
 class Runner:
     """Runs a model again, on other tokens, from the middle or with edits at its hooks.
@@ -63,7 +69,7 @@ class Runner:
     ) -> Tensor:
         hooks = [(site, _as_hook(edit)) for site, edit in edits.items()]
         size = len(inputs) if edits else self._size
-        device = next(self.model.parameters()).device
+        device = reading_device(self.model)
         with self.model.hooks(fwd_hooks=hooks):
             said = [forward(part.to(device)).cpu() for part in inputs.split(size)]
         return torch.cat(said)[:, self.asked]
@@ -136,7 +142,7 @@ def capture(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
     and those left over are rounded otherwise, so that the cut would show in the last bits.
     The model runs where its parameters are; what is kept comes back to where the tokens are.
     """
-    device = next(model.parameters()).device
+    device = reading_device(model)
     stream = model.layer_sites()
     updates = model.update_sites()
     wanted = {*stream, *updates}

@@ -210,6 +210,21 @@ class Instrument:
 
 
 @dataclass(frozen=True)
+class Check(Instrument):
+    """A check of the load or the hooks, before anything is claimed.
+
+    Attributes:
+        part: What of the model it is about: output, streams, updates, heads, edits, head edits.
+        error: The largest error found.
+        tolerance: The largest that passes.
+    """
+
+    part: str
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the evidence supports. The fields up to `instruments_ok` are those of results.json.
 
@@ -298,7 +313,7 @@ class Report:
     findings: tuple[Finding, ...]
     run: Mapping[str, object] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    audit: tuple[Instrument, ...] = ()
+    audit: tuple[Check, ...] = ()
 
     @property
     def answer(self) -> str:
