@@ -138,6 +138,7 @@ class Ablation:
 
     name = "ablation"
     place = 80
+    rests_on = frozenset({"updates", "edits"})
     question = "What is left of the algorithm when a layer's attention is removed?"
 
     def stages(self, setting: Setting) -> tuple[AblationStage, ...]:

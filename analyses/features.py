@@ -38,6 +38,7 @@ class FeaturesAnalysis:
 
     name: str = "features"
     place: int = 95
+    rests_on: frozenset[str] = frozenset({"streams"})
     question: str = "In which features is it a linear learner, and which layer provides them?"
     thorough: bool = False
 

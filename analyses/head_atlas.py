@@ -10,8 +10,6 @@ positions of each are read.
 
 from dataclasses import dataclass
 
-import torch
-
 from probe.analysis import Bench
 from probe.atlas import finding_of, read_atlas
 from probe.atlas.finding import ANALYSIS, QUESTION
@@ -23,7 +21,8 @@ from probe.sampling import generator_for
 from probe.tasks.base import Task
 from probe.threads import one_thread
 
-MOST = 256  # sequences of the run that are read
+MOST = 256  # sequences that are read
+DRAWN = 12  # a stream of their own beside the splits
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class HeadAtlas:
 
     name: str = ANALYSIS
     place: int = 58
+    rests_on: frozenset[str] = frozenset({"heads", "head edits"})
     thorough: bool = False
     question: str = QUESTION
 
@@ -48,8 +48,8 @@ class HeadAtlas:
         """Supports if a head is an optimizer, not by construction, and the output depends on it."""
         task = bench.plan.task
 
-        def draw(count: int, generator: torch.Generator) -> Tokens:
-            return task.sample(count, generator).tokens
+        def draw(first: int, count: int) -> Tokens:
+            return task.sample(count, generator_for(bench.plan.seed, DRAWN, first)).tokens
 
         with one_thread():
             atlas = read_atlas(

@@ -43,6 +43,7 @@ class Interchange:
 
     name = "interchange"
     place = 60
+    rests_on = frozenset({"streams", "edits"})
     question = "Does the output follow a solver's state that is swapped inside the model?"
 
     def lacks(self, subject: Subject, task: Task) -> str | None:

@@ -187,6 +187,7 @@ class LayerReconstruction:
 
     name = "layer_reconstruction"
     place = 40
+    rests_on = frozenset({"streams", "updates"})
     question = "Which step of which algorithm does each layer's attention take?"
 
     def stages(self, setting: Setting) -> tuple[Reconstruction, ...]:

@@ -185,6 +185,7 @@ class LinearProbing:
 
     name = "linear_probing"
     place = 30
+    rests_on = frozenset({"streams"})
     question = "What can be read linearly from each layer, and does it become more readable?"
 
     def stages(self, setting: Setting) -> tuple[Probes, ...]:

@@ -161,6 +161,7 @@ class PairEdits:
 
     name = "pair_edits"
     place = 70
+    rests_on = frozenset({"heads", "edits"})
     question = "Does the output follow queries and pairs that are edited inside the last attention?"
 
     def lacks(self, subject: Subject, task: Task) -> str | None:

@@ -42,6 +42,7 @@ class SpectralResponse:
 
     name: str = "spectral_response"
     place: int = 10
+    rests_on: frozenset[str] = frozenset({"streams"})
     question: str = "Which function of the context's moments produces the predictions?"
 
     def stages(self, setting: Setting) -> tuple[ResponseStage, ...]:

@@ -38,6 +38,7 @@ class TokenBinding:
 
     name = "token_binding"
     place = 25
+    rests_on = frozenset({"streams", "heads"})
     question = "Which earlier tokens does each layer hold?"
     thorough = False
 

@@ -59,6 +59,7 @@ class UpdateLaw:
 
     name: str = "update_law"
     place: int = 50
+    rests_on: frozenset[str] = frozenset({"streams"})
     question: str = "By which law does the response grow from layer to layer?"
 
     def stages(self, setting: Setting) -> tuple[ResponseStage, ...]:

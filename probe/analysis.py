@@ -6,9 +6,10 @@ from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
 from probe import registry
+from probe.audit import failed
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
-from probe.findings import Finding
+from probe.findings import Check, Finding
 from probe.sweep import Plan, Results, Stage
 from probe.tasks.base import Task, Windows
 
@@ -100,6 +101,17 @@ class Job(Question, Protocol):
 
 
 @runtime_checkable
+class Inside(Protocol):
+    """An analysis that looks inside the model.
+
+    Attributes:
+        rests_on: The parts of the audit without which it means nothing, besides the output.
+    """
+
+    rests_on: frozenset[str]
+
+
+@runtime_checkable
 class Selective(Protocol):
     """An analysis that cannot be asked of every model."""
 
@@ -136,7 +148,11 @@ def installed_analyses() -> dict[str, Analysis | Job]:
 
 
 def choose_analyses(
-    subject: Subject, task: Task, only: tuple[str, ...] = (), thorough: bool = False
+    subject: Subject,
+    task: Task,
+    only: tuple[str, ...] = (),
+    thorough: bool = False,
+    audit: tuple[Check, ...] = (),
 ) -> Asked:
     """Those that can be asked of a model, in the order of a report.
 
@@ -145,6 +161,7 @@ def choose_analyses(
         task: Its task.
         only: Names of those to run; empty for all.
         thorough: Whether jobs that take minutes run too, if no names are given.
+        audit: Checks of the model; an analysis that rests on what failed is left out.
 
     Raises:
         InputError: A name is unknown, or what it names cannot be asked of the model.
@@ -162,6 +179,8 @@ def choose_analyses(
             raise InputError(f"{name} cannot be asked of {subject.name}: {lacking}")
         if lacking:
             left_out[name] = lacking
+        elif wrong := failed(audit, _parts(one)):
+            left_out[name] = f"the audit failed: {wrong.name} reads {wrong.reads}"
         elif isinstance(one, Job) and one.thorough and not (only or thorough):
             left_out[name] = "takes minutes; runs with --thorough"
         else:
@@ -170,3 +189,9 @@ def choose_analyses(
     jobs = tuple(one for one in chosen if isinstance(one, Job))
     analyses = tuple(one for one in chosen if not isinstance(one, Job))
     return Asked(analyses, jobs, left_out)
+
+
+def _parts(one: Analysis | Job) -> frozenset[str]:
+    """What an analysis rests on; all rest on the output."""
+    inside = one.rests_on if isinstance(one, Inside) else frozenset()
+    return frozenset({"output"}) | inside

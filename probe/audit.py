@@ -1,7 +1,7 @@
 """Checks of a model's load and hooks, made before anything is claimed about it.
 
-Each check is of one part of what analyses rest on: a part that fails takes with it the analyses that
-look there. Errors are relative to the largest entry of what is compared.
+Each check is of one part of what analyses rest on: a part that fails takes with it the analyses
+that look there. Errors are relative to the largest entry of what is compared.
 """
 
 from collections.abc import Callable, Iterator

@@ -122,18 +122,6 @@ def capture_output(model: HookedModel, tokens: Tokens, batch_size: int) -> Captu
     return predictor_only(Runner(model, batch_size).run(tokens))
 
 
-def misplaced(seen: Capture) -> float:
-    """How far the captured streams are from leading to the captured output, in its rms.
-
-    The largest over all layers: each captured stream is handed to the blocks above it again.
-    """
-    if seen.runner is None:
-        return 0.0
-    scale = seen.output.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    again = [seen.runner.resume(stream, layer) for layer, stream in enumerate(seen.layers)]
-    return max(float((output - seen.output).double().abs().max() / scale) for output in again)
-
-
 @torch.no_grad()
 def capture(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
     """Runs the model on `batch_size` sequences at a time and keeps the stream and the updates.

@@ -9,11 +9,12 @@ import torch
 
 from probe import __version__, discrimination, nudge, reference, verdict
 from probe.analysis import Bench, Setting, choose_analyses
-from probe.capture import capture, misplaced
+from probe.audit import audit
+from probe.capture import capture
 from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject, transformer_of
 from probe.errors import InputError
-from probe.findings import Finding, Instrument, Report
+from probe.findings import Check, Finding, Instrument, Report
 from probe.models.hooked import SequenceModel
 from probe.pilot import scout
 from probe.progress import Phases
@@ -27,7 +28,8 @@ from probe.threads import one_thread
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin, seen_as
 
 Progress = Callable[[int, int], None]
-SITES_SEQUENCES, SITES_TOLERANCE = 64, 1e-3  # float32 streams, of up to dozens of blocks
+AUDITED = 16  # sequences of the audit
+VITAL = frozenset({"output", "streams"})  # parts without which no verdict stands
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def _analyze(request: Request, progress: Progress) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
     check_fit(subject, plan)
-    asked = choose_analyses(subject, plan.task, request.only, request.thorough)
+    checks = audit(subject.model, plan.draw(PILOT, 0, AUDITED).tokens, subject.original)
+    asked = choose_analyses(subject, plan.task, request.only, request.thorough, checks)
     phases = Phases(progress, 1 + len(asked.jobs))
     setting = scout(plan, subject.model.layers)
     beside = reference.ReferenceStage(setting.ridge)
@@ -84,11 +87,16 @@ def _analyze(request: Request, progress: Progress) -> Report:
     return Report(
         subject=describe_subject(subject),
         task=describe_task(plan, clipped),
-        verdict=_judge(setting, results, findings, clipped, _check_sites(subject, plan)),
+        verdict=_judge(setting, results, findings, clipped, checks),
         reference=reference.conclude(results[beside, SUBJECT]),
         findings=asked.in_order(findings),
         left_out=asked.left_out,
-        run=_describe_run(plan, time.time() - started),
+        audit=checks,
+        run={
+            **describe_run(time.time() - started, plan.device),
+            "workers": plan.workers,
+            "batch_size": plan.batch_size,
+        },
     )
 
 
@@ -111,12 +119,13 @@ def check_fit(subject: Subject, plan: Plan) -> None:
         raise InputError(f"{subject.name}: the model's predictions are not finite")
 
 
-def _check_sites(subject: Subject, plan: Plan) -> Instrument:
-    """The captured streams must lead on to the model's output; a wrong hook site does not."""
-    seen = capture(subject.model, plan.draw(PILOT, 0, SITES_SEQUENCES).tokens, plan.batch_size)
-    error = misplaced(seen)
-    reads = "the output" if error < SITES_TOLERANCE else f"an output off by {error:.2g} of its rms"
-    return Instrument("streams at the hook sites", "the output", reads, error < SITES_TOLERANCE)
+def _vital(checks: tuple[Check, ...]) -> tuple[Instrument, ...]:
+    """The checks without which no verdict stands, as instruments."""
+    return tuple(
+        Instrument(check.name, check.must_read, check.reads, check.ok)
+        for check in checks
+        if check.part in VITAL
+    )
 
 
 def _measure(
@@ -155,7 +164,7 @@ def _judge(
     results: Results,
     findings: Mapping[str, Finding],
     clipped: Mapping[str, float],
-    sites: Instrument,
+    checks: tuple[Check, ...],
 ) -> verdict.Verdict:
     stages = {view: stage for stage in response_stages(setting) for view in stage.views}
     thresholds = Thresholds.load()
@@ -165,7 +174,7 @@ def _judge(
 
     evidence = verdict.Evidence(
         reading=read_view(SUBJECT),
-        instruments=(sites, *verdict.check_instruments(read_view, thresholds)),
+        instruments=(*_vital(checks), *verdict.check_instruments(read_view, thresholds)),
         nudge=_nudge(setting, results, clipped),
         findings=findings,
         layers=setting.layers,
@@ -207,13 +216,12 @@ def describe_task(plan: Plan, clipped: Mapping[str, float]) -> dict[str, object]
     }
 
 
-def _describe_run(plan: Plan, seconds: float) -> dict[str, object]:
+def describe_run(seconds: float, device: str = "cpu") -> dict[str, object]:
+    """What does not follow from the inputs."""
     return {
         "wall_seconds": round(seconds, 1),
         "engine": "local",
-        "device": plan.device,
-        "workers": plan.workers,
-        "batch_size": plan.batch_size,
+        "device": device,
         "host": platform.node(),
         "versions": {
             "mesaprobe": __version__,

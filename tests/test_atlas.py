@@ -51,7 +51,7 @@ def gpt2(*kinds: AttentionKind, time: int, seed: int = 0, std: float = 0.4) -> S
 
 
 def white(time: int):
-    return lambda count, generator: normal(generator, count, time, D_IN).float()
+    return lambda first, count: normal(generator_for(9, first), count, time, D_IN).float()
 
 
 def atlas_of(model: SequenceTransformer, time: int = 24, seed: int = 0) -> Atlas:
@@ -350,8 +350,8 @@ class Speaker(SequenceTransformer, LanguageModel):
         return super().forward(torch.nn.functional.one_hot(tokens, D_IN).float())
 
 
-def spoken(count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(D_IN, (count, 24), generator=generator)
+def spoken(first: int, count: int) -> torch.Tensor:
+    return torch.randint(D_IN, (count, 24), generator=generator_for(9, first))
 
 
 def speaker() -> Speaker:
@@ -442,7 +442,9 @@ def published(paper_data: Path, file: str, preset: str) -> Atlas:
         pytest.skip(f"the folder holds no {file}")
     subject = load(path, f"von-oswald-2023/{preset}")
     task = find_task(subject.task or "")
-    return read_atlas(subject.model, lambda n, g: task.sample(n, g).tokens, 128, 0)
+    return read_atlas(
+        subject.model, lambda first, n: task.sample(n, generator_for(9, first)).tokens, 128, 0
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from tiny_language_models import (
     token_ids,
 )
 
-from probe.capture import capture, misplaced
+from probe.audit import audit
 from probe.checkpoints.base import Subject, load
 from probe.errors import InputError
 from probe.models.bridge import SoftmaxRule, rotated
@@ -91,7 +91,7 @@ def test_it_resumes_at_any_block(subject: Subject) -> None:
     assert max(apart(said, one) for one in again) <= CLOSE
     off = [model.resume(stream, layer) for layer, stream in enumerate(streams[1:])]
     assert min(apart(said, one) for one in off) > FAR
-    assert misplaced(capture(model, tokens, batch_size=16)) <= CLOSE
+    assert all(check.ok for check in audit(model, tokens))
 
 
 def test_the_last_stream_is_read_out_as_the_logits(subject: Subject) -> None:

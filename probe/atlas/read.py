@@ -42,7 +42,7 @@ NUMBERS = 2**23  # of the pairs' products that are held at once
 LEAST_SEQUENCES, LEAST_TIME = 64, 8
 WEIGHTY = 0.01  # causal weight from which on a head matters
 _NOISE = 9
-Draw = Callable[[int, torch.Generator], Tokens]
+Draw = Callable[[int, int], Tokens]
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def read_atlas(
 
     Args:
         model: Any model whose heads can be seen.
-        draw: (count, generator) to tokens; all of one length.
-        sequences: How many to draw, half of them to fit.
-        seed: Of the sequences, the twin and the noise.
+        draw: (first, count) to the tokens of these sequences; all of one length.
+        sequences: How many to read, half of them to fit; what is over whole shards is left out.
+        seed: Of the twin and the noise.
         progress: Called with (done, in all).
 
     Raises:
@@ -135,18 +135,18 @@ def read_atlas(
         raise InputError("the model has no attention heads that can be read")
     if sequences < LEAST_SEQUENCES:
         raise InputError(f"the head atlas needs {LEAST_SEQUENCES} sequences, not {sequences}")
-    shards = -(-sequences // (2 * SHARD))
+    shards = sequences // (2 * SHARD)
     total = 2 * shards + len(layers)
     reader = _Reader(model, layers, seed)
     for index in range(2 * shards):
         split, shard = (FIT, index) if index < shards else (TEST, index - shards)
-        tokens = draw(SHARD, generator_for(seed, split, shard))
+        tokens = draw(index * SHARD, SHARD)
         reader.read(split, shard, tokens, controlled=shard < max(2, shards // CONTROLLED))
         progress(index + 1, total)
     steps = iter(range(2 * shards + 1, total + 1))
     weights = causal_weights(
         model,
-        draw(ABLATED, generator_for(seed, TEST, 0)),
+        draw(shards * SHARD, min(ABLATED, shards * SHARD)),
         int(reader.at[0]),
         lambda: progress(next(steps), total),
     )

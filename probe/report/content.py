@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.findings import Finding, Metric, Reference, Report, Verdict
+from probe.findings import Check, Finding, Metric, Reference, Report, Verdict
 from probe.report.text import interval, number, scalar, share, words
 
 LEVELS = ("none", "behavioural", "representational", "causal")
@@ -128,6 +128,11 @@ def verdict_chips(verdict: Verdict) -> list[str]:
         chips.append(f"degree {verdict.degree}")
     constants = [f"{words(name)} = {number(value)}" for name, value in verdict.parameters.items()]
     return [chip for chip in dict.fromkeys(chips) if chip != "none"] + constants
+
+
+def checks(report: Report) -> list[Check]:
+    """The audit, what failed first."""
+    return sorted(report.audit, key=lambda check: check.ok)
 
 
 def names(families: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ def markdown(report: Report) -> str:
         *_instruments(report.verdict),
         *(line for finding in report.findings for line in _finding(finding)),
         *_reference(report),
+        *_audit(report),
         *_details(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -60,6 +61,16 @@ def _instruments(verdict: Verdict | None) -> Iterator[str]:
         for check in verdict.instruments
     ]
     yield _table(("Instrument", "Must read", "Reads", ""), rows)
+
+
+def _audit(report: Report) -> Iterator[str]:
+    if report.audit:
+        yield "## Audit of the load and the hooks"
+        rows = [
+            (check.name, check.must_read, check.reads, "right" if check.ok else "WRONG")
+            for check in content.checks(report)
+        ]
+        yield _table(("Check", "Must read", "Reads", ""), rows)
 
 
 def _reference(report: Report) -> Iterator[str]:

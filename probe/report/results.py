@@ -36,6 +36,7 @@ def results_dict(report: Report) -> dict[str, Any]:
         "reference": None if report.reference is None else reference_dict(report.reference),
         "findings": [_finding(finding) for finding in report.findings],
         "left_out": dict(report.left_out),
+        "audit": [_instrument(check) for check in report.audit],
     }
 
 
