@@ -263,7 +263,7 @@ class Report:
     Attributes:
         subject: name, format, sha256, layers, parameters.
         task: name, params, sequences, seed.
-        verdict: The verdict.
+        verdict: The verdict; None where no task was posed, so that no prediction was judged.
         reference: The fitted mesa-layer, where the task allows one.
         findings: One per analysis, in the order of the report.
         run: Wall time, device, host, versions: what does not follow from the inputs.
@@ -273,9 +273,17 @@ class Report:
 
     subject: Mapping[str, object]
     task: Mapping[str, object]
-    verdict: Verdict
+    verdict: Verdict | None
     reference: Reference | None
     findings: tuple[Finding, ...]
     run: Mapping[str, object] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     audit: tuple[Instrument, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """What the report says first."""
+        if self.verdict is not None:
+            return self.verdict.statement
+        said = " ".join(finding.statement for finding in self.findings)
+        return f"No task was posed, so the model's predictions were not judged. {said}".strip()

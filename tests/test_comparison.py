@@ -277,7 +277,7 @@ def ruined(finished: Path, folder: Path, kind: str) -> Path:
     elif kind == "version":
         results.write_text(json.dumps({**plain, "schema_version": 99}))
     elif kind == "schema":
-        results.write_text(json.dumps({**plain, "verdict": None}))
+        results.write_text(json.dumps({**plain, "verdict": "least squares"}))
     elif kind == "list":
         results.write_text("[]")
     elif kind == "bytes":

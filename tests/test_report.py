@@ -196,6 +196,18 @@ def test_page_shows_numbers_controls_and_limits(folder):
     assert "The model runs ridge regression." in text
 
 
+def test_without_a_task_there_is_no_verdict_and_the_page_says_so():
+    from probe.report.write import render_files
+
+    report = dataclasses.replace(make_report(), verdict=None, reference=None)
+    files = render_files(report)
+    assert json.loads(files["results.json"])["verdict"] is None
+    for page in (files["report.html"], files["report.md"]):
+        assert "No task was posed" in page
+        assert "Evidence" not in page and "instruments read true" not in page
+    assert "Evidence" in render_files(make_report())["report.html"]
+
+
 def test_misread_instruments_replace_the_verdict():
     from probe.report.content import MISREAD
     from probe.report.html import html

@@ -80,7 +80,7 @@ def analyze(
         click.echo(json_text(results_dict(report)), nl=False)
     else:
         click.echo(f"Report: {page}")
-        click.echo(report.verdict.statement)
+        click.echo(report.answer)
 
 
 NAMED = {"analyze": analyze}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.findings import Finding, Metric, Reference, Report
+from probe.findings import Finding, Metric, Reference, Report, Verdict
 from probe.report.text import interval, number, scalar, share, words
 
 LEVELS = ("none", "behavioural", "representational", "causal")
@@ -107,9 +107,9 @@ def reference_rows(reference: Reference) -> list[Row]:
     ]
 
 
-def verdict_facts(report: Report) -> list[tuple[str, str]]:
+def verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
     """What belongs to the verdict beside its sentence."""
-    verdict, checks = report.verdict, report.verdict.instruments
+    checks = verdict.instruments
     return [
         ("Equivalent", names(verdict.equivalent)),
         ("Undecided", names(verdict.undecided)),
@@ -121,9 +121,8 @@ def verdict_facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def verdict_chips(report: Report) -> list[str]:
+def verdict_chips(verdict: Verdict) -> list[str]:
     """Class, family, degree and constants, each in two or three words."""
-    verdict = report.verdict
     chips = [words(verdict.algorithm_class), words(verdict.family)]
     if verdict.degree is not None:
         chips.append(f"degree {verdict.degree}")

@@ -31,24 +31,29 @@ def escape(text: str) -> str:
 
 
 def _verdict(report: Report) -> Iterator[str]:
-    verdict = report.verdict
     yield f"# {escape(str(report.subject['name']))} on {escape(str(report.task['name']))}"
+    verdict = report.verdict
+    if verdict is None:
+        yield f"**{escape(report.answer)}**"
+        return
     if not verdict.instruments_ok:
         yield f"> **{content.MISREAD}** The findings below are shown for diagnosis only."
         return
     yield f"**{escape(verdict.statement)}**"
-    yield " · ".join(map(escape, content.verdict_chips(report)))
+    yield " · ".join(map(escape, content.verdict_chips(verdict)))
     steps = [
         f"**{level} {name}**" if level == verdict.evidence_level else f"{level} {name}"
         for level, name in enumerate(content.LEVELS)
     ]
     yield f"Evidence: {' · '.join(steps)}"
-    yield _table(("", ""), content.verdict_facts(report))
+    yield _table(("", ""), content.verdict_facts(verdict))
     if verdict.notes:
         yield "\n".join(f"- {escape(note)}" for note in verdict.notes)
 
 
-def _instruments(verdict: Verdict) -> Iterator[str]:
+def _instruments(verdict: Verdict | None) -> Iterator[str]:
+    if verdict is None:
+        return
     yield "## Do the instruments read true?"
     rows = [
         (check.name, check.must_read, check.reads, "right" if check.ok else "WRONG")

@@ -32,7 +32,7 @@ def results_dict(report: Report) -> dict[str, Any]:
         "mesaprobe_version": probe.__version__,
         "subject": {key: plain(report.subject[key]) for key in _SUBJECT},
         "task": {key: plain(report.task[key]) for key in _TASK},
-        "verdict": _verdict(report.verdict),
+        "verdict": None if report.verdict is None else _verdict(report.verdict),
         "reference": None if report.reference is None else reference_dict(report.reference),
         "findings": [_finding(finding) for finding in report.findings],
         "left_out": dict(report.left_out),
