@@ -149,7 +149,7 @@ def test_online_learners_and_copies_depend_on_the_order() -> None:
     slow = OrderSensitivity().run(bench_of(Speaker(PROMPTS, online)))
     assert slow.outcome != "supports"
     beside = slow.metrics["online_learner"]
-    assert beside.value / 4 < slow.metrics["order_sensitivity"].value < 4 * beside.value
+    assert beside.value / 10 < slow.metrics["order_sensitivity"].value < 4 * beside.value
     copy = OrderSensitivity().run(bench_of(Speaker(PROMPTS, last_answer)))
     assert copy.outcome == "contradicts" and "Shen" in copy.bearing
 
