@@ -32,7 +32,7 @@ from probe.tasks.numbers import BoundPrompts
 ORDERS, PER_BLOCK = 8, 2
 PER_CHANNEL, LEAST = 2, 3  # examples
 FAR_BELOW = 0.1  # of an online learner's share: a slower one has less than the best has
-HARDLY = 0.02
+HARDLY, NONE = 0.02, 1e-3
 RATES = torch.logspace(-2, 0.3, 12, dtype=torch.float64)
 ORDER = 13  # a stream of its own
 DEFINITION = "variance of the answer over orders of the examples, over that over contexts"
@@ -152,6 +152,11 @@ def _bearing(model: Interval, online: Interval) -> str:
             f"The order of the examples matters ({_percent(model)} of the variance of answers), "
             "which is 0 for a solver of the whole context: what Shen et al. object holds here."
         )
+    if model.lo > NONE:
+        return (
+            f"The order of the examples makes {_percent(model)} of the variance of answers: more "
+            "than the 0 of a solver of the whole context, as if examples were learned one by one."
+        )
     return ""
 
 
@@ -175,6 +180,7 @@ def _figure(found: dict[str, Interval]) -> IntervalChart:
         tuple(value.value for value in values),
         tuple(value.lo for value in values),
         tuple(value.hi for value in values),
+        limits=(0.0, 1.0),
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from number_speakers import (
     PROMPTS,
     Speaker,
+    descent,
     last_answer,
     mean,
     number_tokenizer,
@@ -26,6 +27,7 @@ from probe.layer_updates import Examples, Updates, about_their_mean, cosines, st
 from probe.models.bridge import BridgedModel
 from probe.models.number_reader import NumberReader
 from probe.pilot import scout
+from probe.pipeline import Request, analyze
 from probe.problem import InContextProblem
 from probe.sampling import generator_for, normal
 from probe.sweep import Plan
@@ -148,6 +150,7 @@ def test_a_solver_sees_a_set(solver) -> None:
 def test_online_learners_and_copies_depend_on_the_order() -> None:
     slow = OrderSensitivity().run(bench_of(Speaker(PROMPTS, online)))
     assert slow.outcome != "supports"
+    assert "one by one" in slow.bearing
     beside = slow.metrics["online_learner"]
     assert beside.value / 10 < slow.metrics["order_sensitivity"].value < 4 * beside.value
     copy = OrderSensitivity().run(bench_of(Speaker(PROMPTS, last_answer)))
@@ -236,3 +239,25 @@ def test_what_all_contexts_share_is_no_similarity() -> None:
     assert float(found.raw.mean()) > 0.9 and abs(float(found.own.mean())) < 0.1
     own = about_their_mean(noise[0])
     assert torch.allclose(cosines(own, 2 * own), torch.ones(64, 3).double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("predictors", "found"),
+    [((descent(1, 0.15), descent(2, 0.15)), "first_order"), ((mean, last_answer), "copy")],
+)
+def test_the_whole_instrument_judges_speakers(predictors, found) -> None:
+    bench = bench_of(Speaker(PROMPTS, *predictors))
+    report = analyze(Request(bench.subject, replace(bench.plan, sequences=1024)))
+    assert report.verdict.algorithm_class == found and report.verdict.instruments_ok
+    assert "numbers-2d" in report.verdict.scope
+    assert report.task["params"]["numbers"] == "0 to 100"
+
+
+@pytest.mark.slow
+def test_the_whole_instrument_finds_nothing_in_an_untrained_model(untrained) -> None:
+    report = analyze(Request(untrained.subject, untrained.plan, ("behaviour", "number_prompts")))
+    assert report.verdict.algorithm_class in ("unexplained", "inconclusive")
+    assert report.verdict.evidence_level == 0
+    behaviour, numbers = report.findings
+    assert behaviour.outcome != "supports" and numbers.outcome == "contradicts"
