@@ -62,11 +62,14 @@ class Linearization:
     thorough = True
 
     def lacks(self, subject: Subject, task: Task) -> str | None:
-        """Softmax attention, and a question at every token that it reads."""
+        """Softmax attention on the stream itself, and a question at every token that it reads."""
         if lacking := lacks_weights(subject):
             return lacking
-        if not softmax_layers(transformer_of(subject)):
+        model = transformer_of(subject)
+        if not softmax_layers(model):
             return "it has no softmax attention"
+        if not model.config.bare:
+            return "its attention reads through norms or has biases, which linear layers here lack"
         return lacks_questions(task)
 
     def run(self, bench: Bench) -> Finding:

@@ -92,6 +92,26 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
+class CategoryMap:
+    """Kinds on a grid; `cells[row][column]` is one of `kinds`, or empty where there is nothing.
+
+    `marks` stand in the cells, one for each kind; the first `strong` kinds are drawn to be seen.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    kinds: tuple[str, ...]
+    marks: tuple[str, ...]
+    strong: int
+    cells: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class SmallMap:
     """One matrix of a grid; `signs[row][column]` stands in the corner of a block of it."""
 
@@ -147,7 +167,7 @@ class Panels:
     charts: tuple[LineChart, ...]
 
 
-Figure = LineChart | HeatMap | HeatMaps | IntervalChart | Panels
+Figure = LineChart | HeatMap | CategoryMap | HeatMaps | IntervalChart | Panels
 
 
 @dataclass(frozen=True)

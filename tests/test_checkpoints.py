@@ -458,7 +458,7 @@ def test_these_presets_exist() -> None:
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert "no such file or folder" in refusal(tmp_path / "nothing.pkl", LINEAR_1L)
     (tmp_path / "x.txt").write_text("hello")
-    assert "unknown checkpoint format; known: flax-pickle, native" in refusal(tmp_path / "x.txt")
+    assert "unknown checkpoint format; known: " in refusal(tmp_path / "x.txt")
     (tmp_path / "folder.pkl").mkdir()
     assert "IsADirectoryError" in refusal(tmp_path / "folder.pkl", LINEAR_1L)
     assert "holds no config.json" in refusal(tmp_path)

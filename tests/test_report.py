@@ -13,6 +13,7 @@ import pytest
 
 from probe.errors import InputError
 from probe.findings import (
+    CategoryMap,
     Figure,
     Finding,
     HeatMap,
@@ -72,7 +73,16 @@ def figures() -> tuple[Figure, ...]:
         Panels("panels", "Panels", "Caption.", tuple(line_chart(f"p{k}") for k in range(4))),
         small_maps("maps", 2, 3),
         small_maps("no-maps", 0, 0),
+        kinds("kinds", 12, 12),
+        kinds("wide-kinds", 2, 70),
     )
+
+
+def kinds(name: str, rows: int, columns: int) -> CategoryMap:
+    names = ("a strong kind", HOSTILE, LONG)
+    cells = tuple(tuple((*names, "")[(r + c) % 4] for c in range(columns)) for r in range(rows))
+    x, y = (tuple(map(str, range(count))) for count in (columns, rows))
+    return CategoryMap(name, "Kinds", LONG, "head", "block", x, y, names, ("S", "H", "L"), 1, cells)
 
 
 def small_maps(name: str, rows: int, columns: int) -> HeatMaps:
@@ -451,3 +461,13 @@ def test_whole_numbers_and_numpy_floats_are_numbers(value):
 
     finding = Finding("a", "?", "supports", "", {"n": Metric(value, "", value, value)}, {}, "")
     assert metric_rows(finding)[0].value in ("1", "0.500")
+
+
+def test_cells_of_a_map_of_kinds_bear_their_marks():
+    from probe.report.figures import render
+
+    text = render(kinds("kinds", 3, 5))
+    for mark, count in (("S", 4), ("H", 4), ("L", 4)):
+        assert text.count(f">{mark}<") == count
+    assert "a strong kind (4)" in text
+    assert ">S<" not in render(kinds("wide", 2, 70))  # too narrow for marks

@@ -18,6 +18,7 @@ from probe.models.attention import (
     KINDS,
     LinearAttention,
     MesaAttention,
+    MixedAttention,
     SoftmaxAttention,
     sinusoids,
 )
@@ -51,7 +52,8 @@ def test_hook_names(kind: str, tiny_model: Model) -> None:
     _, cache = tiny_model(kind).run_with_cache(tokens())
     block = ["hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"]
     block += ["hook_attn_out", "hook_resid_post"]
-    block += [] if kind == "mesa" else ["attn.mixer.hook_attn_scores", "attn.mixer.hook_pattern"]
+    mixer = "attn.mixer.rules.softmax" if kind == "mixed" else "attn.mixer"
+    block += [] if kind == "mesa" else [f"{mixer}.hook_attn_scores", f"{mixer}.hook_pattern"]
     want = {"hook_embed", "hook_resid_final"}
     want |= {f"blocks.{layer}.{name}" for layer in (0, 1) for name in block}
     want |= {"blocks.0.hook_mlp_out", "blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_post"}
@@ -190,6 +192,22 @@ def test_mesa_mixer_is_the_mesa_layer() -> None:
     mixer.log_ridge.data = ridge.log()
     assert torch.allclose(mixer(q, k, v), mesa_layer(k, v, q, ridge))
     assert not torch.allclose(mixer(q, k, v), mesa_layer(v, k, q, ridge), atol=0.01)
+
+
+def test_mixed_heads_follow_their_own_rules() -> None:
+    q, k, v = heads(2, 6, 4, 3)
+    mixed = MixedAttention(4, 3, linear=1, mesa=2).build()
+    apart = (SoftmaxAttention(1, 3), LinearAttention(1, 3), MesaAttention(2, 3))
+    parts = zip(apart, *(t.split([1, 1, 2], 2) for t in (q, k, v)), strict=True)
+    want = torch.cat([kind.build()(*part) for kind, *part in parts], 2)
+    assert torch.allclose(mixed(q, k, v), want)
+    other = MixedAttention(4, 3, linear=2, mesa=1).build()
+    assert not torch.allclose(other(q, k, v), want, atol=0.01)
+
+
+def test_mixed_heads_are_counted() -> None:
+    with pytest.raises(InputError, match="more linear and mesa heads"):
+        MixedAttention(2, 3, linear=2, mesa=1)
 
 
 @each_kind

@@ -373,6 +373,14 @@ def test_the_inside_lifts_the_evidence(measured: Measurement) -> None:
     assert level(4, supports, measured.reading("kernel")) == 0
 
 
+def test_the_head_atlas_is_no_part_of_the_verdict(measured: Measurement) -> None:
+    for name in ("ridge", "kernel"):
+        without = evidence(measured.reading(name), layers=1)
+        for outcome in ("supports", "contradicts"):
+            beside = {"head_atlas": finding("head_atlas", outcome)}
+            assert judge(replace(without, findings=beside), RULE) == judge(without, RULE)
+
+
 def test_weights_that_are_read_in_full_say_what_the_inside_does(measured: Measurement) -> None:
     def level(**outcomes: str) -> int:
         findings = {name: finding(name, outcome) for name, outcome in outcomes.items()}

@@ -4,8 +4,10 @@ Nothing stands at its default: norms, biases and scales are random too, so that 
 left out, doubled or taken from the wrong place shows.
 """
 
+import json
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -50,11 +52,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_GROUPED, **_GEMMA_2},
 }
 FAMILIES = tuple(SHAPES)
+_KEPT = TemporaryDirectory(prefix="tiny-language-models-")
 
 
 @cache
-def _state(family: str, changes: tuple[tuple[str, Any], ...]) -> tuple[Any, dict[str, Any]]:
-    config = transformers.AutoConfig.for_model(family, **{**SHAPES[family], **dict(changes)})
+def _state(family: str, changes: str) -> tuple[Any, dict[str, Any]]:
+    shape = {**SHAPES[family], **json.loads(changes)}
+    config = transformers.AutoConfig.for_model(family, **shape)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(sum(map(ord, family)))
     with torch.no_grad():
@@ -72,7 +76,7 @@ def language_model(family: str, **changes: Any) -> Any:
         family: The model_type.
         changes: Fields of its config.
     """
-    config, state = _state(family, tuple(changes.items()))
+    config, state = _state(family, json.dumps(changes))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model.load_state_dict(state)
     return model.eval()
@@ -98,6 +102,14 @@ def language_folder(
 
 
 @cache
+def language_subject(family: str) -> Any:
+    """The Subject of a saved model; each is loaded once, so it must be left as it is."""
+    from probe.checkpoints.base import load
+
+    return load(language_folder(Path(_KEPT.name) / family, family))
+
+
+@cache
 def word_tokenizer() -> Any:
     """A tokenizer whose tokens are the words w0 to w59, parted by spaces; <unk> is its last id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -113,3 +125,8 @@ def token_ids(batch: int = 3, time: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids, (batch, time)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (batch, time), generator=generator)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance of two entries."""
+    return float((one.double() - other.double()).abs().max())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from probe import checkpoints, registry
@@ -66,9 +66,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a format has read: the model's tensors under our names, and where each came from."""
+    """What a format has read: tensors of any kind under our names, and where each came from."""
 
-    tensors: Mapping[str, Float[Tensor, "..."]]
+    tensors: Mapping[str, Shaped[Tensor, "..."]]
     sources: Mapping[str, str]
 
 
@@ -172,7 +172,8 @@ def build_subject(
     with torch.device("meta"):
         model = SequenceTransformer(config)
     tensors = fill(path, model, weights)
-    check_stream(path, model, normal(generator_for(0), 2, 8, config.d_in).float())
+    length = min(8, config.n_ctx or 8)
+    check_stream(path, model, normal(generator_for(0), 2, length, config.d_in).float())
     name = path.name.removesuffix(".pkl")
     return Subject(name, format_name, model, task, hash_of(tensors), tensors)
 
@@ -244,11 +245,14 @@ def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
     try:
         _, cache = model.run_with_cache(tokens)
     except LinAlgError:
-        raise InputError(f"{path}: a mesa head's moments are not positive definite") from None
+        reason = "its moments are not positive definite, or the stream overflows"
+        raise InputError(f"{path}: a mesa head cannot be solved: {reason}") from None
+    slack = 4 * torch.finfo(next(model.parameters()).dtype).eps
     for layer, identity in enumerate(model.residual_sums()):
         total = torch.stack([cache[part] for part in identity.parts]).sum(0)
         after = cache[identity.after]
         if not bool(after.isfinite().all()):
             raise InputError(f"{path}: the stream overflows in block {layer}")
-        if not torch.allclose(total, after, rtol=1e-4, atol=1e-5 * float(after.abs().max())):
+        atol = max(1e-5, slack) * float(after.abs().max())
+        if not torch.allclose(total, after, rtol=max(1e-4, slack), atol=atol):
             raise InputError(f"{path}: the stream does not add up in block {layer}")

@@ -1,5 +1,6 @@
 """Other people's parsers: quiet, and what they trip over in one line."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +29,19 @@ def refusing(place: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither progress bars nor warnings of transformers."""
+    """Neither progress bars nor warnings."""
     # Slow to import, and formats are imported to recognise any file.
     from transformers.utils import logging as untyped
 
-    logging: Any = untyped
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    bars: Any = untyped
+    shown, silenced = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    bars.disable_progress_bar()
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        logging.disable(silenced)
+        if shown:
+            bars.enable_progress_bar()

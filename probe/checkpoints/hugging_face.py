@@ -25,7 +25,7 @@ from probe.checkpoints.foreign import refusing
 from probe.checkpoints.tensor_folder import TensorFolder
 from probe.checkpoints.tokenizer import tokenizer_of
 from probe.errors import InputError
-from probe.models.hooked import Tokens
+from probe.models.hooked import HookedModel, Tokens
 
 FAMILIES = {
     "gpt2": "GPT-2",
@@ -38,6 +38,7 @@ FAMILIES = {
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3",
 }
+WRAPPED = 1e-4  # how far logits may move when a model is wrapped, in units of the largest
 _ELSEWHERE = ("mesa_net",)  # read by a format of their own
 _REFUSED = {
     "auto_map": "names code of its own, which is not executed",
@@ -92,15 +93,11 @@ class HuggingFace:
         tensors = TensorFolder.open(folder)
         config = _config_of(folder, deepest=len(tensors.described))
         names = _names_in(folder, config, tensors)
+        tokenizer = tokenizer_of(folder, config.vocab_size, config)
         unwrapped = Unwrapped(folder, config, self.dtype, self.device_map)
         model = unwrapped.load()
         table = _loaded(folder, model, tensors, names)
-        # Slow to import, and formats are imported to recognise any file.
-        from probe.models.bridge import BridgedModel
-
-        with refusing(folder, "cannot be wrapped"):
-            wrapped = BridgedModel(model, tokenizer_of(folder, config.vocab_size, config))
-        check_stream(folder, wrapped, torch.arange(16).reshape(2, 8) % config.vocab_size)
+        wrapped = _wrapped(folder, model, tokenizer)
         dropped = tuple(sorted(tensors.described.keys() - names.keys()))
         name = folder.resolve().name if path.is_dir() else str(path)
         whole = hash_of(table)
@@ -144,15 +141,50 @@ class Unwrapped:
             )
         return model.eval()
 
-    @torch.no_grad()
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch time vocabulary"]:
         """What a copy that nobody has touched says; at least float32.
 
         Raises:
             InputError: The files are no longer there.
         """
-        said: Tensor = self.load()(tokens, use_cache=False).logits
-        return said.float() if said.itemsize < torch.float32.itemsize else said
+        return _logits(self.folder, self.load(), tokens)
+
+
+@torch.no_grad()
+def _logits(folder: Path, model: Any, tokens: Tokens) -> Tensor:
+    with refusing(folder, "cannot be run"):
+        said: Tensor = model(tokens.to(_device(model)), use_cache=False).logits.to(tokens.device)
+    return said.float() if said.itemsize < torch.float32.itemsize else said
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    """Where tokens go; what lies on disk is computed on the CPU."""
+    first = next(model.parameters())
+    return torch.device("cpu") if first.is_meta else first.device
+
+
+def _wrapped(folder: Path, model: Any, tokenizer: Any | None) -> HookedModel:
+    """The model in its wrapper, which does not know some settings of old configs.
+
+    Raises:
+        InputError: Wrapped, it says something else, or its stream does not add up.
+    """
+    # Slow to import, and formats are imported to recognise any file.
+    from probe.models.bridge import BridgedModel
+
+    tokens = torch.arange(16).reshape(2, 8) % model.config.vocab_size
+    before = _logits(folder, model, tokens)
+    if not bool(before.isfinite().all()):
+        raise InputError(f"{folder}: its logits hold NaN or infinity")
+    with refusing(folder, "cannot be wrapped"):
+        wrapped = BridgedModel(model, tokenizer)
+        tokens = tokens.to(_device(wrapped))
+        moved = float((wrapped(tokens).to(before) - before).abs().max())
+        slack = max(WRAPPED, 8 * torch.finfo(model.dtype).eps)
+        if not moved <= slack * float(before.abs().max()):
+            raise InputError(f"{folder}: wrapped for analysis, the model says something else")
+        check_stream(folder, wrapped, tokens)
+    return wrapped
 
 
 def _fetched(name: str) -> Path:
@@ -189,7 +221,7 @@ def _config_of(folder: Path, deepest: int) -> Any:
 
 
 def _names_in(folder: Path, config: Any, tensors: TensorFolder) -> dict[str, str]:
-    """Where each tensor of the files belongs in the model; checked, but for what it holds.
+    """The parameter that each tensor of the files is; those that are tied go by their first name.
 
     Raises:
         InputError: A tensor is missing, unexpected, misshapen or of no float type.
@@ -200,26 +232,21 @@ def _names_in(folder: Path, config: Any, tensors: TensorFolder) -> dict[str, str
         untyped: Any = AutoModelForCausalLM
         model = untyped.from_config(config, attn_implementation="eager")
         model.tie_weights()
-    once = _once(model)
-    names, given, sources = {}, {}, {}
-    for key, tensor in tensors.described.items():
-        named = _IN_FILES.get(key, key)
-        whole = named if named in once else f"{model.base_model_prefix}.{named}"
-        if whole not in once and _STALE.fullmatch(key):
-            continue
-        names[key] = whole
-        ours = once.get(whole, key)
-        given[ours], sources[ours] = tensor, f"{key:.200}"
-    expected = {name: tuple(part.shape) for name, part in model.named_parameters()}
-    match(folder, expected, Weights(given, sources))
-    return names
-
-
-def _once(model: Any) -> dict[str, str]:
-    """The one name of every entry of the state; tied weights share theirs."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     state = model.state_dict(keep_vars=True)
-    return {name: first.get(id(tensor), name) for name, tensor in state.items()}
+    names: dict[str, str] = {}
+    given: dict[str, Tensor] = {}
+    for key, tensor in tensors.described.items():
+        named = _IN_FILES.get(key, key)
+        entry = named if named in state else f"{model.base_model_prefix}.{named}"
+        if entry not in state and _STALE.fullmatch(key):
+            continue
+        names[key] = first[id(state[entry])] if entry in state else key
+        given[names[key]] = tensor
+    expected = {name: tuple(part.shape) for name, part in model.named_parameters()}
+    sources = {name: f"{key:.200}" for key, name in names.items()}
+    match(folder, expected, Weights(given, sources))
+    return names
 
 
 def _loaded(
@@ -230,22 +257,20 @@ def _loaded(
     Raises:
         InputError: A tensor holds NaN or infinity, or is not what the model holds.
     """
-    once, state = _once(model), model.state_dict(keep_vars=True)
+    state = model.state_dict(keep_vars=True)
     rows: dict[str, LoadedTensor] = {}
     for key, tensor in tensors.each():
         if key not in names:
             continue
-        held, ours = state[names[key]], once[names[key]]
-        tensor = tensor.to(held.dtype)
+        name = names[key]
+        held, tensor = state[name], tensor.to(state[name].dtype)
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{folder}: {key:.200} holds NaN or infinity")
         # What accelerate keeps on disk has no numbers here.
         if not held.is_meta and not torch.equal(held.cpu(), tensor):
-            raise InputError(f"{folder}: {key:.200} is not what the loaded model holds")
-        row = row_of(ours, f"{key:.200}", tensor)
-        if rows.setdefault(ours, row).sha256 != row.sha256:
-            raise InputError(f"{folder}: {key:.200} is not the tensor that it is tied to")
-    return tuple(rows[name] for name, _ in model.named_parameters())
+            raise InputError(f"{folder}: {key:.200} is not what the loaded model holds as {name}")
+        rows.setdefault(name, row_of(name, f"{key:.200}", tensor))
+    return tuple(rows[name] for name in state if name in rows)
 
 
 NAMED = {HuggingFace.name: HuggingFace()}

@@ -22,21 +22,15 @@ from probe.errors import InputError
 from probe.models.mesa_net import MesaNet, MesaNetConfig
 
 MODEL_TYPE = "mesa_net"
-_SHAPE = {
-    "vocab_size": "vocabulary",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "layers",
-    "num_heads": "heads",
-    "head_dim": "d_head",
-    "conv_size": "window",
-    "lambda_lower_bound": "least_penalty",
-    "norm_eps": "norm_eps",
-    "use_output_gate": "output_gate",
-}
-# What these say is the only thing that is read here; absent, they say it too.
+LARGEST_SIDE, LARGEST_VOCABULARY, MOST_BLOCKS = 100_000, 4_000_000, 200
+_SHAPE = (
+    "vocab_size hidden_size num_hidden_layers num_heads head_dim conv_size lambda_lower_bound "
+    "norm_eps use_output_gate"
+)
+# Only these values are read here; where the field is absent they are meant.
 _FIXED = {"attn": None, "attnres_block_size": None, "hidden_act": "swish", "attn_mode": "chunk"}
-# How it was trained, how it is computed, what surrounds it. The layer has its convolutions whatever
-# use_short_conv says, and conjugate gradient's steps are the distance to what is solved here.
+# How it was trained or is computed; none changes what is solved. The layer has its convolutions
+# whatever use_short_conv says, and the steps of conjugate gradient only come near the solution.
 _SILENT = """
     _name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id
     fuse_cross_entropy fuse_linear_cross_entropy fuse_norm fuse_swiglu hidden_ratio id2label
@@ -77,9 +71,9 @@ class MesaNetFolder:
             config = config_of(described_by(path))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from None
-        folder = TensorFolder.open(path)
+        folder, tokenizer = TensorFolder.open(path), tokenizer_of(path, config.vocabulary)
         with torch.device("meta"):
-            model = MesaNet(config, tokenizer_of(path, config.vocabulary))
+            model = MesaNet(config, tokenizer)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         again = "lm_head.weight" if config.tied and "lm_head.weight" in folder.described else None
         match(path, expected, _renamed(folder.described, again))
@@ -98,31 +92,68 @@ def config_of(plain: dict[str, Any]) -> MesaNetConfig:
     """The shape that a config.json of flash-linear-attention describes.
 
     Raises:
-        InputError: A field is missing, unknown, or asks for what is not read here.
+        InputError: A field is missing, unknown, out of range, or asks for what is not read here.
     """
+    _check_fields(plain)
+    config = MesaNetConfig(
+        vocabulary=_whole(plain, "vocab_size", LARGEST_VOCABULARY),
+        d_model=_whole(plain, "hidden_size"),
+        layers=_whole(plain, "num_hidden_layers", MOST_BLOCKS),
+        heads=_whole(plain, "num_heads"),
+        d_head=_whole(plain, "head_dim"),
+        d_mlp=_mlp_width(plain),
+        window=_whole(plain, "conv_size"),
+        least_penalty=_number(plain, "lambda_lower_bound"),
+        norm_eps=_number(plain, "norm_eps"),
+        output_gate=_flag(plain, "use_output_gate"),
+        tied=_flag({"tie_word_embeddings": False} | plain, "tie_word_embeddings"),
+    )
+    if config.heads * config.d_head > LARGEST_SIDE:
+        raise InputError(f"{config.heads} heads of width {config.d_head} are too wide")
+    return config
+
+
+def _check_fields(plain: dict[str, Any]) -> None:
+    """All that shape the model, and no other that might."""
     for name, only in _FIXED.items():
         if plain.get(name, only) != only:
             raise InputError(f"{name} is {plain[name]!r:.80}, only {only!r} is read")
-    wrong = [f"missing {name}" for name in sorted(_SHAPE.keys() - plain.keys())]
-    unknown = plain.keys() - _SHAPE.keys() - _FIXED.keys() - set(_SILENT.split())
+    shape = set(_SHAPE.split())
+    wrong = [f"missing {name}" for name in sorted(shape - plain.keys())]
+    unknown = plain.keys() - shape - _FIXED.keys() - set(_SILENT.split())
     wrong += [f"unknown {name!a:.40}" for name in sorted(unknown)]
     if wrong:
         raise InputError("; ".join(wrong[:6]))
-    sizes = {ours: plain[theirs] for theirs, ours in _SHAPE.items()}
-    tied = plain.get("tie_word_embeddings", False)
-    return MesaNetConfig(**sizes, d_mlp=_mlp_width(plain), tied=tied)
 
 
-def _mlp_width(plain: dict[str, Any]) -> Any:
+def _whole(plain: dict[str, Any], name: str, most: int = LARGEST_SIDE) -> int:
+    value = plain[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise InputError(f"{name} is {value!r:.40}, expected a whole number from 1 to {most}")
+    return value
+
+
+def _number(plain: dict[str, Any], name: str) -> float:
+    value = plain[name]
+    if type(value) not in (int, float) or not 0 <= value < LARGEST_SIDE:
+        raise InputError(f"{name} is {value!r:.40}, expected a number from 0 to {LARGEST_SIDE}")
+    return float(value)
+
+
+def _flag(plain: dict[str, Any], name: str) -> bool:
+    value = plain[name]
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r:.40}, expected true or false")
+    return value
+
+
+def _mlp_width(plain: dict[str, Any]) -> int:
     """The stated width; without one 2/3 of the ratio, filled up to a multiple of 256."""
-    stated = plain.get("intermediate_size")
-    if stated is not None:
-        return stated
-    ratio = 4 if plain.get("hidden_ratio") is None else plain["hidden_ratio"]
-    for name, value in (("hidden_ratio", ratio), ("hidden_size", plain["hidden_size"])):
-        if type(value) not in (int, float) or not 0 < value < 2**20:
-            raise InputError(f"{name} is {value!r:.40}, expected a positive number")
-    return 256 * -(-int(plain["hidden_size"] * ratio * 2 / 3) // 256)
+    if plain.get("intermediate_size") is not None:
+        return _whole(plain, "intermediate_size")
+    ratio = 4.0 if plain.get("hidden_ratio") is None else _number(plain, "hidden_ratio")
+    width = int(_whole(plain, "hidden_size") * ratio * 2 / 3)
+    return _whole({"the width of the MLP": 256 * -(-width // 256)}, "the width of the MLP")
 
 
 def _renamed(tensors: dict[str, Tensor], leave_out: str | None) -> Weights:

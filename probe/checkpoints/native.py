@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from probe.checkpoints.base import Source, Subject, Weights, build_subject, described_by
 from probe.errors import InputError
@@ -21,8 +22,10 @@ class NativeFolder:
     name = "native"
 
     def recognises(self, source: Source) -> bool:
-        """A folder whose config.json is not of another program."""
-        return source.path.is_dir() and "model_type" not in described_by(source.path)
+        """A folder whose config.json, or config.yaml alone, is not of another program."""
+        path = source.path
+        others = (path / "config.yaml").exists() and not (path / CONFIG).exists()
+        return path.is_dir() and not others and "model_type" not in described_by(path)
 
     def read(self, source: Source) -> Subject:
         """Reads config.json, then the tensors that it calls for.
@@ -36,29 +39,46 @@ class NativeFolder:
         for name in (CONFIG, WEIGHTS):
             if not (path / name).is_file():
                 raise InputError(f"{path}: holds no {name}")
-        try:
-            plain = json.loads((path / CONFIG).read_text())
-            version, described, task = plain["version"], plain["model"], plain["task"]
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error!s:.160}"
-            raise InputError(f"{path / CONFIG}: {reason}") from None
-        if type(version) is not int or version != VERSION:
-            shown = f"{version!r:.40}"
-            raise InputError(f"{path / CONFIG}: version {shown}, this program reads {VERSION}")
-        if task is not None and not (isinstance(task, str) and task.isprintable()):
-            raise InputError(f"{path / CONFIG}: task must be a name or null")
-        try:
-            config = ModelConfig.from_dict(described)
-        except InputError as error:
-            raise InputError(f"{path / CONFIG}: {error}") from None
-        try:
-            tensors = load_file(path / WEIGHTS)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path / WEIGHTS}: {ascii(str(error))[1:-1]:.200}") from None
-        if unprintable := [name for name in tensors if not name.isprintable()]:
-            raise InputError(f"{path / WEIGHTS}: {len(unprintable)} tensors with unprintable names")
+        config, task = read_description(path / CONFIG)
+        tensors = read_safetensors(path / WEIGHTS)
         weights = Weights(tensors, {name: f"{name:.200}" for name in tensors})
         return build_subject(path.resolve(), self.name, config, weights, task)
+
+
+def read_description(path: Path) -> tuple[ModelConfig, str | None]:
+    """The model that a config.json describes, and its task.
+
+    Raises:
+        InputError: It is damaged, of another version, or describes no model.
+    """
+    try:
+        plain = json.loads(path.read_text())
+        version, described, task = plain["version"], plain["model"], plain["task"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: {type(error).__name__}: {error!s:.160}") from None
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"{path}: version {version!r:.40}, this program reads {VERSION}")
+    if task is not None and not (isinstance(task, str) and task.isprintable()):
+        raise InputError(f"{path}: task must be a name or null")
+    try:
+        return ModelConfig.from_dict(described), task
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name.
+
+    Raises:
+        InputError: It is damaged, or has names that cannot be printed.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: {ascii(str(error))[1:-1]:.200}") from None
+    if unprintable := [name for name in tensors if not name.isprintable()]:
+        raise InputError(f"{path}: {len(unprintable)} tensors with unprintable names")
+    return tensors
 
 
 def write_native(model: SequenceTransformer, task: str | None, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 No object of the pickle is ever built by its own class: the five globals that such files hold are
 replaced by small functions of ours, and any other global ends the reading before anything runs.
+Files of torch.save are looked through by the same reader with another table.
 """
 
 import io
@@ -22,7 +23,7 @@ _LONGEST_KEY = 200
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 
-class _Forbidden(Exception):
+class Forbidden(Exception):
     """The pickle asks for what we do not give."""
 
 
@@ -39,7 +40,7 @@ class _Dtype:
     def __init__(self, code: object, *_flags: object):
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             shown = ascii(code)[:40] if isinstance(code, str) else type(code).__name__
-            raise _Forbidden(f"array of type {shown}")
+            raise Forbidden(f"array of type {shown}")
         self.code = code.lstrip("<>=|")
         self.order = code[0] if code[0] in "<>" else "="
 
@@ -58,7 +59,7 @@ class _Array:
 
     def __setstate__(self, state: object) -> None:
         if not (isinstance(state, tuple) and len(state) == 5):
-            raise _Forbidden("array with a malformed state")
+            raise Forbidden("array with a malformed state")
         _, shape, dtype, column_major, raw = state
         self.value = _from_buffer(raw, dtype, shape, "F" if column_major else "C").value
 
@@ -72,10 +73,10 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object) -> _A
         and len(shape) <= 8
         and order in ("C", "F")
     ):
-        raise _Forbidden("array with a malformed state")
+        raise Forbidden("array with a malformed state")
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(raw):
-        raise _Forbidden(f"array of shape {list(shape)} with {len(raw)} bytes")
+        raise Forbidden(f"array of shape {list(shape)} with {len(raw)} bytes")
     array = _Array()
     # A view: a file that makes many arrays of the same bytes must not cost many times their memory.
     array.value = np.frombuffer(raw, kind).reshape(shape, order="F" if order == "F" else "C")
@@ -84,13 +85,13 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object) -> _A
 
 def _reconstruct(subtype: object, shape: object, code: object) -> _Array:
     if subtype is not _NDARRAY:
-        raise _Forbidden("an array of an unknown class")
+        raise Forbidden("an array of an unknown class")
     return _Array()
 
 
 def _reconstruct_jax(fun: object, args: object, state: object, _aval: object) -> _Array:
     if fun is not _reconstruct or not isinstance(args, tuple):
-        raise _Forbidden("an array of an unknown class")
+        raise Forbidden("an array of an unknown class")
     array = _reconstruct(*args)
     array.__setstate__(state)
     return array
@@ -105,30 +106,39 @@ _ALLOWED = {
 }
 
 
-_Step = Callable[[Any], None]
+Step = Callable[[Any], None]
 _PARENT: Any = pickle._Unpickler
+_WORDS: dict[type, str] = {str: "strings", int: "whole numbers"}
 
 
 def _refused(reader: Any) -> None:
-    raise _Forbidden("an object that is neither a container nor an array")
+    raise Forbidden("an object that is neither a container nor an array")
 
 
 def _build(reader: Any) -> None:
     """Other objects are shared with the program, which a state from the file must not change."""
     if type(reader.stack[-2]) not in (_Dtype, _Array):
-        raise _Forbidden("a state for an object that is no array")
+        raise Forbidden("a state for an object that is no array")
     reader.load_build()
 
 
-def _with_string_keys(build: _Step, keys: slice) -> _Step:
-    """Only strings are hashed: the hash of nested tuples has no bound in time or depth."""
+def with_plain_keys(*kinds: type) -> dict[int, Step]:
+    """Steps that hash only these kinds: the hash of nested tuples has no bound in time or depth."""
 
-    def checked(reader: Any) -> None:
-        if any(type(key) is not str for key in reader.stack[keys]):
-            raise _Forbidden("a dictionary whose keys are no strings")
-        build(reader)
+    def checked(build: Step, keys: slice) -> Step:
+        def step(reader: Any) -> None:
+            if any(type(key) not in kinds for key in reader.stack[keys]):
+                known = " or ".join(_WORDS[kind] for kind in kinds)
+                raise Forbidden(f"a dictionary whose keys are no {known}")
+            build(reader)
 
-    return checked
+        return step
+
+    return {
+        pickle.DICT[0]: checked(_PARENT.load_dict, slice(0, None, 2)),
+        pickle.SETITEM[0]: checked(_PARENT.load_setitem, slice(-2, -1)),
+        pickle.SETITEMS[0]: checked(_PARENT.load_setitems, slice(0, None, 2)),
+    }
 
 
 def _bytearray(reader: Any) -> None:
@@ -145,27 +155,36 @@ _OBJECTS = (
 
 
 # The reader written in Python, since the one in C sizes its memo by an index from the file.
-class _Unpickler(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, _Step]] = {
+class Reader(pickle._Unpickler):
+    """Builds what its tables allow; files of other programs are read with other tables."""
+
+    dispatch: ClassVar[dict[int, Step]] = {
         **_PARENT.dispatch,
         **dict.fromkeys(b"".join(_OBJECTS), _refused),
         pickle.BUILD[0]: _build,
         pickle.BYTEARRAY8[0]: _bytearray,
-        pickle.DICT[0]: _with_string_keys(_PARENT.load_dict, slice(0, None, 2)),
-        pickle.SETITEM[0]: _with_string_keys(_PARENT.load_setitem, slice(-2, -1)),
-        pickle.SETITEMS[0]: _with_string_keys(_PARENT.load_setitems, slice(0, None, 2)),
+        **with_plain_keys(str),
     }
+
+    allowed: ClassVar[dict[tuple[str, str], object]] = _ALLOWED
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content))
         self.size = len(content)
 
+    @staticmethod
+    def plain_step(opcode: bytes) -> Step:
+        """What Python's own reader does at an opcode."""
+        step: Step = _PARENT.dispatch[opcode[0]]
+        return step
+
     def find_class(self, module: str, name: str) -> object:
+        """What stands in the table for a global."""
         try:
-            return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]
+            return self.allowed[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
             shown = ascii(f"{module[:80]}.{name[:80]}")[1:-1]
-            raise _Forbidden(f"the global {shown}") from None
+            raise Forbidden(f"the global {shown}") from None
 
 
 def read_pickle(path: Path) -> Any:
@@ -175,8 +194,8 @@ def read_pickle(path: Path) -> Any:
         InputError: The file is damaged, or asks for a global that is not on the list.
     """
     try:
-        return _plain(_Unpickler(path.read_bytes()).load(), {})
-    except _Forbidden as error:
+        return _plain(Reader(path.read_bytes()).load(), {})
+    except Forbidden as error:
         raise InputError(f"{path}: refused, the pickle asks for {str(error)[:200]}") from None
     except RecursionError:
         raise InputError(f"{path}: refused, the pickle is nested too deeply") from None
@@ -195,11 +214,11 @@ def _plain(value: object, seen: dict[int, Any]) -> Any:
         plain: Any = value.value
     elif isinstance(value, dict):
         if not all(key.isprintable() and len(key) <= _LONGEST_KEY for key in value):
-            raise _Forbidden("a dictionary with unprintable or very long keys")
+            raise Forbidden("a dictionary with unprintable or very long keys")
         plain = {key: _plain(item, seen) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         plain = [_plain(item, seen) for item in value]
     else:
-        raise _Forbidden(f"an object of type {type(value).__name__.lstrip('_')}")
+        raise Forbidden(f"an object of type {type(value).__name__.lstrip('_')}")
     seen[id(value)] = plain
     return plain

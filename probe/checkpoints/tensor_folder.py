@@ -53,7 +53,11 @@ class TensorFolder:
             return cls(described, dict.fromkeys(described, folder / WHOLE))
         if not (folder / INDEX).is_file():
             pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
-            hint = f"; {pickled[0]!a:.80} is a pickle, which is not read" if pickled else ""
+            hint = (
+                f"; {pickled[0]!a:.80} is a pickle, which is not read; save it as safetensors"
+                if pickled
+                else ""
+            )
             raise InputError(f"{folder}: holds no {WHOLE}{hint}")
         return _parts(folder)
 

@@ -26,7 +26,7 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
     Args:
         folder: Where its files are.
         vocabulary: Number of token ids of the model.
-        config: The model's PreTrainedConfig, which old tokenizers leave their kind to.
+        config: The model's PreTrainedConfig, for old tokenizers that do not state their kind.
 
     Raises:
         InputError: It cannot be read, brings its own code, or has more tokens than the model.
@@ -40,10 +40,12 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
     from transformers import AutoTokenizer, PreTrainedConfig
 
     with refusing(folder, "its tokenizer cannot be read"):
-        _refuse_code(folder / "tokenizer_config.json")
+        said = _described(folder / "tokenizer_config.json")
+        if config is None or "tokenizer_class" in said:
+            config = PreTrainedConfig()
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder),
-            config=config or PreTrainedConfig(),
+            config=config,
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -53,7 +55,11 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
     return tokenizer
 
 
-def _refuse_code(path: Path) -> None:
-    """Nothing of a folder is executed, and nobody is led to believe that it was."""
-    if path.is_file() and "auto_map" in json.loads(path.read_text()):
-        raise InputError(f"{path}: auto_map names code of its own, which is not executed")
+def _described(path: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says."""
+    plain = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(plain, dict):
+        raise ValueError("tokenizer_config.json is no object with named fields")
+    if "auto_map" in plain:
+        raise ValueError("its auto_map names code of its own, which is not executed")
+    return plain

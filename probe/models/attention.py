@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from probe.errors import InputError
 from probe.mesa_layer import Chunkwise, mesa_layer
 
 
@@ -24,6 +25,12 @@ class Mixer(nn.Module, ABC):
         v: Float[Tensor, "batch time heads d_v"],
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values over the past of each position; linear in the values."""
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """Keys as they meet queries and values: zero where there is no pair yet."""
+        return k
 
 
 @runtime_checkable
@@ -117,12 +124,39 @@ class MesaAttention:
         return MesaMixer(self.heads, self.unpaired)
 
 
+@dataclass(frozen=True)
+class MixedAttention:
+    """Heads of different rules side by side: softmax first, then linear, then mesa heads.
+
+    Of all heads `linear` are linear and `mesa` are mesa heads; the others are softmax heads.
+
+    Raises:
+        InputError: More linear and mesa heads than heads.
+    """
+
+    kind: ClassVar[str] = "mixed"
+    heads: int
+    d_head: int
+    linear: int = 0
+    mesa: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what leaves a negative number of softmax heads."""
+        if self.linear + self.mesa > self.heads:
+            raise InputError(f"mixed attention: {self.heads} heads, more linear and mesa heads")
+
+    def build(self) -> Mixer:
+        """One parameter per mesa head."""
+        return MixedMixer(self)
+
+
 _Kind = (
     type[LinearAttention]
     | type[AveragedAttention]
     | type[BidirectionalAttention]
     | type[SoftmaxAttention]
     | type[MesaAttention]
+    | type[MixedAttention]
 )
 KINDS: dict[str, _Kind] = {
     kind.kind: kind
@@ -132,6 +166,7 @@ KINDS: dict[str, _Kind] = {
         BidirectionalAttention,
         SoftmaxAttention,
         MesaAttention,
+        MixedAttention,
     )
 }
 
@@ -202,15 +237,55 @@ class MesaMixer(Mixer):
         return torch.cat([torch.zeros_like(k[:, : self.unpaired]), k[:, self.unpaired :]], 1)
 
 
+class MixedMixer(Mixer):
+    """Each group of heads through the mixer of its own rule."""
+
+    def __init__(self, kind: MixedAttention):
+        super().__init__()
+        rules: tuple[AttentionKind, ...] = (
+            SoftmaxAttention(kind.heads - kind.linear - kind.mesa, kind.d_head),
+            LinearAttention(kind.linear, kind.d_head),
+            MesaAttention(kind.mesa, kind.d_head),
+        )
+        self.rules = nn.ModuleDict({rule.kind: rule.build() for rule in rules if rule.heads})
+        self.sizes = [rule.heads for rule in rules if rule.heads]
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch time heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch time heads d_v"]:
+        """Mixes values, each head by its own rule."""
+        groups = zip(*(t.split(self.sizes, 2) for t in (q, k, v)), strict=True)
+        mixed = [rule(*group) for rule, group in zip(self.rules.values(), groups, strict=True)]
+        return torch.cat(mixed, 2)
+
+    def paired(
+        self, k: Float[Tensor, "batch time heads d_head"]
+    ) -> Float[Tensor, "batch time heads d_head"]:
+        """As the rules say."""
+        rules: list[Any] = list(self.rules.values())
+        groups = zip(rules, k.split(self.sizes, 2), strict=True)
+        return torch.cat([rule.paired(part) for rule, part in groups], 2)
+
+
 class Attention(nn.Module):
     """Projections around a mixer; hooks are named as in TransformerLens.
 
     `positions` is the width of the sinusoidal table that is concatenated to the input of
     queries and keys only; 0 for none. `unit` names those of q, k and v that are normalised to
-    length 1 in each head.
+    length 1 in each head. With biases there is one for each map.
     """
 
-    def __init__(self, kind: AttentionKind, d_model: int, positions: int, unit: tuple[str, ...]):
+    def __init__(
+        self,
+        kind: AttentionKind,
+        d_model: int,
+        positions: int,
+        unit: tuple[str, ...],
+        biased: bool = False,
+    ):
         super().__init__()
         self.positions, self.unit = positions, unit
         d_qk = d_model + positions
@@ -219,6 +294,10 @@ class Attention(nn.Module):
         self.W_K = nn.Parameter(torch.empty(shape))
         self.W_V = nn.Parameter(torch.empty(kind.heads, d_model, kind.d_head))
         self.W_O = nn.Parameter(torch.empty(kind.heads, kind.d_head, d_model))
+        self.b_Q, self.b_K, self.b_V = (
+            build_bias(biased, kind.heads, kind.d_head) for _ in range(3)
+        )
+        self.b_O = build_bias(biased, d_model)
         self.mixer = kind.build()
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_z = HookPoint()
@@ -227,16 +306,16 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time d_model"]:
         """The attention output, without the residual."""
-        return self.gathered(x).flatten(2) @ self.W_O.flatten(0, 1)
+        return shifted(self.gathered(x).flatten(2) @ self.W_O.flatten(0, 1), self.b_O)
 
     def gathered(
         self, x: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time heads d_head"]:
         """What each head gathers, before the output map."""
         placed = self._place(x)
-        q = self.hook_q(self._normalise("q", _project(placed, self.W_Q)))
-        k = self.hook_k(self._normalise("k", _project(placed, self.W_K)))
-        v = self.hook_v(self._normalise("v", _project(x, self.W_V)))
+        q = self.hook_q(self._normalise("q", _project(placed, self.W_Q, self.b_Q)))
+        k = self.hook_k(self._normalise("k", _project(placed, self.W_K, self.b_K)))
+        v = self.hook_v(self._normalise("v", _project(x, self.W_V, self.b_V)))
         return self.hook_z(self.mixer(q, k, v))
 
     def _place(self, x: Tensor) -> Tensor:
@@ -249,10 +328,22 @@ class Attention(nn.Module):
         return nn.functional.normalize(heads, dim=-1) if role in self.unit else heads
 
 
-def _project(x: Tensor, weight: Tensor) -> Tensor:
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     heads, width, d_head = weight.shape
     flat = weight.transpose(0, 1).reshape(width, heads * d_head)
-    return (x @ flat).unflatten(-1, (heads, d_head))
+    return shifted((x @ flat).unflatten(-1, (heads, d_head)), bias)
+
+
+def build_bias(biased: bool, *shape: int) -> nn.Parameter | None:
+    """A fresh bias, at 0, where a map has one."""
+    return nn.Parameter(torch.zeros(shape)) if biased else None
+
+
+def shifted(
+    x: Float[Tensor, "*shape"], bias: Float[Tensor, "..."] | None
+) -> Float[Tensor, "*shape"]:
+    """What a linear map says, with its bias where it has one."""
+    return x if bias is None else x + bias
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:

@@ -70,11 +70,10 @@ class BridgedModel(LanguageModel):
         )
         self.bridge.requires_grad_(False)
         for block in self.bridge.blocks:
-            _drop_joint_matrix(block.attn)
+            if hasattr(block.attn, "split_qkv_matrix"):
+                _lighten(block.attn)
         self._tokenizer = tokenizer
-        self._rules = tuple(
-            _rule_of(block.attn, self.config, layer) for layer, block in enumerate(self._blocks)
-        )
+        self._rules = tuple(_rule_of(block.attn, self.config) for block in self._blocks)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch time vocabulary"]:
         """Logits at every position.
@@ -241,27 +240,29 @@ def rotated(
     return torch.cat([turned * cos[:, :, None] + quarter * sin[:, :, None], kept], -1)
 
 
-def _rule_of(attention: Any, config: Any, layer: int) -> SoftmaxRule:
+def _rule_of(attention: Any, config: Any) -> SoftmaxRule:
     """What the attention module states of itself; what it does not, its config does."""
     module = attention.original_component
-    scale = module.scaling
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        scale /= layer + 1
     everywhere = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
     window = getattr(module, "sliding_window", everywhere)
-    return SoftmaxRule(scale, getattr(module, "attn_logit_softcapping", None), window)
+    return SoftmaxRule(module.scaling, getattr(module, "attn_logit_softcapping", None), window)
 
 
-def _drop_joint_matrix(attention: Any) -> None:
-    """Forgets the matrix that the bridge has split into queries, keys and values.
+def _lighten(attention: Any) -> None:
+    """Takes from a joint attention what no forward pass reads.
 
-    No forward pass reads it any more. The function that split it holds the whole model.
+    That is the matrix which the bridge has split into queries, keys and values, the function that
+    did so, which holds the whole model, and the last pattern, of batch * heads * time^2 numbers.
     """
-    if hasattr(attention, "split_qkv_matrix"):
-        attention.split_qkv_matrix = None
-        joint = attention.qkv.original_component
-        for name in list(joint._parameters):
-            joint.register_parameter(name, None)
+    attention.split_qkv_matrix = None
+    joint = attention.qkv.original_component
+    for name in list(joint._parameters):
+        joint.register_parameter(name, None)
+    attention.register_forward_hook(_forget_pattern)
+
+
+def _forget_pattern(attention: Any, inputs: Any, output: Any) -> None:
+    attention._pattern = None
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -269,5 +270,6 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _beside(tensor: Tensor, module: nn.Module) -> Tensor:
-    """In the dtype and on the device of a module."""
-    return tensor.to(next(module.parameters()))
+    """In the dtype of a module and, but for one that accelerate keeps on disk, on its device."""
+    first = next(module.parameters())
+    return tensor.to(first.dtype) if first.is_meta else tensor.to(first)

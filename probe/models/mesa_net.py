@@ -6,7 +6,6 @@ head is solved by a fixed number of steps of conjugate gradient on keys rounded 
 here the same problem is solved to rounding.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,10 @@ from torch.nn import functional
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from probe.errors import InputError
+from probe.linalg import LinAlgError
 from probe.mesa_layer import ForgetData, mesa_layer
 from probe.models.hooked import Cache, Heads, HeadSites, LanguageModel, ResidualSum
-from probe.models.transformer import LARGEST_SIDE, MOST_BLOCKS
 
-LARGEST_VOCABULARY = 4_000_000
 UNIT_EPS = 1e-6  # is added to the squared length of queries and keys before they are divided by it
 
 
@@ -56,24 +53,6 @@ class MesaNetConfig:
     norm_eps: float
     output_gate: bool = False
     tied: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that fit no tensor, and penalties and norms that cannot be solved."""
-        most = {"vocabulary": LARGEST_VOCABULARY, "layers": MOST_BLOCKS}
-        for name in ("vocabulary", "d_model", "layers", "heads", "d_head", "d_mlp", "window"):
-            value, limit = getattr(self, name), most.get(name, LARGEST_SIDE)
-            if type(value) is not int or not 1 <= value <= limit:
-                expected = f"a whole number from 1 to {limit}"
-                raise InputError(f"{name} is {value!r:.40}, expected {expected}")
-        if self.heads * self.d_head > LARGEST_SIDE:
-            raise InputError(f"{self.heads} heads of width {self.d_head} are too wide")
-        for name, least in (("least_penalty", 0.0), ("norm_eps", math.ulp(0.0))):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not least <= value < LARGEST_SIDE:
-                raise InputError(f"{name} is {value!r:.40}, expected a number from 0")
-        for name in ("output_gate", "tied"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be true or false")
 
 
 class CausalConvolution(nn.Module):
@@ -161,12 +140,19 @@ def least_squares(
     write: Float[Tensor, "batch time heads"] | None,
     forget: Float[Tensor, "batch time heads"] | None,
 ) -> Float[Tensor, "batch time heads d_v"]:
-    """Phi_t q_t of `probe.mesa_layer`; the penalty stays while pairs are forgotten."""
+    """Phi_t q_t of `probe.mesa_layer`; the penalty stays while pairs are forgotten.
+
+    Raises:
+        torch.linalg.LinAlgError: A gate is not finite.
+    """
+    for gate in (write, forget):
+        if gate is not None and not bool(gate.isfinite().all()):
+            raise LinAlgError("mesa-layer: a gate is not finite")
     if not torch.is_grad_enabled():
         # An analysis looks: it wants the exact solution, not one to float32.
         q, k = q.double(), k.double()
-    gate = None if forget is None else ForgetData(forget)
-    return mesa_layer(k, v, q, penalty, gate, write)
+    faded = None if forget is None else ForgetData(forget)
+    return mesa_layer(k, v, q, penalty, faded, write)
 
 
 def _unit(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -12,8 +12,16 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from probe.findings import Figure, HeatMap, HeatMaps, IntervalChart, LineChart, Panels
-from probe.report import lines, palette, small_maps, svg
+from probe.findings import (
+    CategoryMap,
+    Figure,
+    HeatMap,
+    HeatMaps,
+    IntervalChart,
+    LineChart,
+    Panels,
+)
+from probe.report import category_map, lines, palette, small_maps, svg
 from probe.report.axes import Array, array
 from probe.report.text import share
 from probe.report.typeset import typeset
@@ -68,6 +76,11 @@ def _(figure: HeatMap) -> Canvas:
     bar.ax.grid(False)
     bar.set_label(textwrap.fill(figure.value_label, 26), color=palette.MUTED.light)
     return canvas
+
+
+@_draw.register
+def _(figure: CategoryMap) -> Canvas:
+    return category_map.draw(figure)
 
 
 @_draw.register

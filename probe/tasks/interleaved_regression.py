@@ -143,6 +143,7 @@ NAMED = {
     task.name: task
     for task in (
         InterleavedRegression("garg-linear", Linear()),
+        InterleavedRegression("garg-linear-5d", Linear(), width=5, points=11),
         InterleavedRegression("garg-noisy", Linear(), noise=1.0),
         InterleavedRegression("garg-skewed", Linear(), PowerLaw()),
         InterleavedRegression("garg-corrupted", Linear(), corruption=Corrupted(3)),

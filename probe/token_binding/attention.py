@@ -4,7 +4,8 @@ Every kind of attention is linear in its values, z_t = sum_j w_tj v_j, so that t
 positions in place of the values give the weights w_tj: the pattern of softmax and linear
 attention, and v_j's weight k_j . H_t^-1 q_t in mesa-attention. The measure is the norm of what
 each token contributes, |w_tj| |v_j W_O|, the OV circuit applied to the stream at the source
-(Kobayashi et al. 2020, "Attention is not only a weight", eq. 3).
+(Kobayashi et al. 2020, "Attention is not only a weight", eq. 3). A bias of the values is part of
+what each token contributes; one of the output map comes from no token.
 """
 
 from collections.abc import Sequence

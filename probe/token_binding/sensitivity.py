@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from transformer_lens.hook_points import HookPoint
 
 from probe.mesa_layer import Chunkwise, mesa_layer
-from probe.models.attention import Attention, MesaMixer, Mixer
+from probe.models.attention import MesaMixer, Mixer
 from probe.models.transformer import SequenceTransformer
 
 AT_ONCE = 32  # copies of a sequence in one pass
@@ -84,9 +84,10 @@ def _tangent(dual: Tensor) -> Tensor:
 def differentiable(model: SequenceTransformer) -> SequenceTransformer:
     """A copy whose mesa-layers know their derivatives in forward mode."""
     copy = deepcopy(model)
-    for attention in [module for module in copy.modules() if isinstance(module, Attention)]:
-        if isinstance(attention.mixer, MesaMixer):
-            attention.mixer = _DualMesa(attention.mixer)
+    for module in list(copy.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, MesaMixer):
+                setattr(module, name, _DualMesa(part))
     return copy
 
 

@@ -124,6 +124,8 @@ def transplant(
         )
     check_fit(subject, plan)
     old = transformer_of(subject)
+    if not old.config.bare:
+        return Refusal("The model reads its stream through norms or biases; a new layer has none.")
     phases = phases or Phases(lambda done, total: None, len(STEPS) + (tuning_steps > 0))
     with one_thread():
         found = _bindings(subject, plan, phases.next())

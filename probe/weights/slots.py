@@ -34,7 +34,7 @@ class SlotBasis:
         """The basis that the token gives the stream.
 
         Args:
-            model: A model without MLPs and positions, of linear attention.
+            model: A model of linear attention without MLPs, positions, norms and biases.
             slots: Number of slots of its token.
 
         Raises:
@@ -76,6 +76,8 @@ def lacks_slots(model: SequenceTransformer, slots: int) -> str | None:
         return "its attention is not linear"
     if any(block.d_mlp for block in config.blocks):
         return "it has MLPs"
+    if not config.bare:
+        return "it has norms or biases"
     if config.n_ctx or any(block.positions or block.unit for block in config.blocks):
         return "it has positions or normalised heads"
     if slots < 2 or config.d_in != slots * config.d_out:

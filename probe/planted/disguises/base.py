@@ -39,10 +39,10 @@ def disguises() -> Mapping[str, Disguise]:
 
 
 def is_linear_in_stream(planted: Planted) -> bool:
-    """Whether matrices alone touch the stream: no clip, no mask, no read-out by position."""
+    """Whether matrices alone touch the stream: no clip, mask, norm, bias, read-out by position."""
     config = planted.model.config
     free = all(block.clip is None for block in config.blocks)
-    return config.projected and not config.masked and free
+    return config.projected and config.bare and not config.masked and free
 
 
 def blurred(truth: Truth) -> Truth:
