@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import registry, tasks
@@ -19,7 +19,7 @@ class Sequences:
     """A sample of a task.
 
     Attributes:
-        tokens: What the model reads.
+        tokens: What the model reads: vectors, or token ids.
         observations: What is seen at each position, and one more. In dynamics s_0 .. s_T; the
             target at position t is s_{t+1}. Positions are those of the problem (see `Spaced`).
         oracle: Expectation of the target for one who knows the teacher and the hidden state.
@@ -28,7 +28,7 @@ class Sequences:
         clipped_share: Share of entries that the task's clip has changed.
     """
 
-    tokens: Float[Tensor, "batch tokens d_in"]
+    tokens: Float[Tensor, "batch tokens d_in"] | Int[Tensor, "batch tokens"]
     observations: Float[Tensor, "batch time_and_one d_seen"]
     oracle: Float[Tensor, "batch time d_out"]
     features: Float[Tensor, "batch time d_feature"]

@@ -234,7 +234,7 @@ class FewShot:
 
 
 def pairs_problem(
-    x: Float[Tensor, "batch pairs d"], y: Float[Tensor, "batch pairs d"]
+    x: Float[Tensor, "batch pairs d"], y: Float[Tensor, "batch pairs d_v"]
 ) -> InContextProblem:
     """At every pair its x is the query and the earlier pairs are known."""
     return InContextProblem(shifted(x), shifted(y), x, y, y, first=1)
