@@ -9,22 +9,32 @@ from probe.commands.options import (
     checkpoint_argument,
     choose_device,
     device_option,
-    load_with_task,
+    hub_option,
     output_folder,
     preset_option,
     seed_option,
-    sequences_option,
     task_option,
+    with_task,
     workers_option,
 )
+from probe.errors import InputError
 
 
 @click.command()
 @checkpoint_argument
 @preset_option
 @task_option
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="What a language model reads without a task."
+)
+@click.option("--length", type=int, help="Tokens of a window of the text; 64 by default.")
+@hub_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
-@sequences_option
+@click.option(
+    "--sequences",
+    type=int,
+    help="Half of them fit, half test; 4096 by default, 256 windows of a text.",
+)
 @seed_option
 @click.option("--only", metavar="A,B", default="", help="Run these analyses only.")
 @click.option("--thorough", is_flag=True, help="Run analyses too that take minutes.")
@@ -48,8 +58,11 @@ def analyze(
     checkpoint: Path,
     preset: str | None,
     task_name: str | None,
+    text: Path | None,
+    length: int | None,
+    allow_hub: bool,
     out: Path | None,
-    sequences: int,
+    sequences: int | None,
     seed: int,
     only: str,
     thorough: bool,
@@ -60,21 +73,40 @@ def analyze(
     device: str,
     as_json: bool,
 ) -> None:
-    """Analyses CHECKPOINT and writes a report."""
+    """Analyses CHECKPOINT and writes a report.
+
+    A language model without --task is read on --text, or on random tokens: what do its heads do?
+    """
+    from probe.checkpoints.base import load
+    from probe.language import Survey, survey
+    from probe.models.hooked import LanguageModel
     from probe.pipeline import Request
     from probe.pipeline import analyze as run
     from probe.progress import reporting
     from probe.report.results import json_text, results_dict
     from probe.report.write import write_report
     from probe.sweep import Plan
+    from probe.text import reading_of
 
-    subject, task = load_with_task(checkpoint, preset, task_name)
+    subject = load(checkpoint, preset, allow_hub)
     folder = output_folder(out or Path("reports") / subject.name.replace("#", "-"))
-    plan = Plan(task, sequences, seed, batch_size, workers, choose_device(device))
-    names = tuple(name for name in only.split(",") if name)
-    with reporting(f"analysing {subject.name}") as progress:
-        request = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
-        report = run(request, progress)
+    title = f"analysing {subject.name}"
+    if isinstance(subject.model, LanguageModel) and task_name is None:
+        asked = Survey(subject, reading_of(subject.model, text, length), sequences or 256, seed)
+        with reporting(title) as progress:
+            report = survey(asked, progress)
+    else:
+        if text is not None or length is not None:
+            raise InputError("--text and --length are for language models without --task")
+        subject, task = with_task(subject, task_name)
+        where = choose_device(device)
+        plan = Plan(
+            task, 4096 if sequences is None else sequences, seed, batch_size, workers, where
+        )
+        names = tuple(name for name in only.split(",") if name)
+        with reporting(title) as progress:
+            request = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
+            report = run(request, progress)
     page = write_report(report, folder)
     if as_json:
         click.echo(json_text(results_dict(report)), nl=False)

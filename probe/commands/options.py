@@ -18,6 +18,9 @@ preset_option = click.option(
 task_option = click.option(
     "--task", "task_name", metavar="NAME", help="Task; the checkpoint's own by default."
 )
+hub_option = click.option(
+    "--allow-hub", is_flag=True, help="A name that is no path may be fetched from the hub."
+)
 sequences_option = click.option(
     "--sequences", default=4096, show_default=True, help="Half of them fit, half test."
 )
@@ -44,12 +47,24 @@ def load_with_task(
 ) -> "tuple[Subject, Task]":
     """The subject, and the task asked for or its own."""
     from probe.checkpoints.base import load
+
+    return with_task(load(checkpoint, preset), task_name)
+
+
+def with_task(subject: "Subject", task_name: str | None) -> "tuple[Subject, Task]":
+    """The subject as it meets the task asked for, or its own, and that task.
+
+    A language model meets a task of numbers in text as a model of regression.
+    """
+    from probe.language_task import find_prompts, posed
+    from probe.models.hooked import LanguageModel
     from probe.tasks.base import find_task
 
-    subject = load(checkpoint, preset)
     name = task_name or subject.task
     if name is None:
-        raise InputError(f"{checkpoint}: states no task of its own; give --task NAME")
+        raise InputError(f"{subject.name}: states no task of its own; give --task NAME")
+    if isinstance(subject.model, LanguageModel):
+        return posed(subject, find_prompts(name))
     return subject, find_task(name)
 
 

@@ -40,7 +40,7 @@ class Roles:
     @classmethod
     def of(cls, sequences: Sequences, problem: InContextProblem) -> "Roles":
         """Compares the slots of a few sequences with what the problem poses."""
-        slots = sequences.tokens.unflatten(-1, (-1, problem.values.shape[-1])).unbind(-2)
+        slots = torch.unflatten(sequences.tokens, -1, (-1, problem.values.shape[-1])).unbind(-2)
         parts = {"query": problem.queries, "key": problem.keys, "value": problem.values}
         letters = tuple(_letter(slot, parts) for slot in slots)
         holders = {
