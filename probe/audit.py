@@ -60,11 +60,11 @@ def audit(
 def trial_tokens(model: HookedModel) -> Tokens:
     """Tokens for a model of which no task is known: normal vectors, or uniform ids."""
     generator = generator_for(0)
+    assert isinstance(model, SequenceModel | LanguageModel)
+    length = min(LENGTH, model.longest or LENGTH)
     if isinstance(model, LanguageModel):
-        length = min(LENGTH, model.longest or LENGTH)
         return torch.randint(model.vocabulary, (SEQUENCES, length), generator=generator)
-    assert isinstance(model, SequenceModel)
-    return normal(generator, SEQUENCES, LENGTH, model.d_in).float()
+    return normal(generator, SEQUENCES, length, model.d_in).float()
 
 
 def failed(checks: tuple[Check, ...], parts: frozenset[str]) -> Check | None:

@@ -87,5 +87,5 @@ def _survey(asked: Survey, progress: Callable[[int, int], None]) -> Report:
         findings=findings,
         left_out=left_out,
         audit=checks,
-        run=describe_run(time.time() - started),
+        run=describe_run(subject, time.time() - started),
     )

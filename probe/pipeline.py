@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
-from probe import __version__, discrimination, nudge, reference, verdict
+from probe import discrimination, nudge, reference, verdict
 from probe.analysis import Bench, Setting, choose_analyses
 from probe.audit import audit
 from probe.capture import capture
 from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject, transformer_of
+from probe.doctor import current_versions, provenance
 from probe.errors import InputError
 from probe.findings import Check, Finding, Instrument, Report
 from probe.models.hooked import SequenceModel
@@ -93,7 +92,7 @@ def _analyze(request: Request, progress: Progress) -> Report:
         left_out=asked.left_out,
         audit=checks,
         run={
-            **describe_run(time.time() - started, plan.device),
+            **describe_run(subject, time.time() - started, plan.device),
             "workers": plan.workers,
             "batch_size": plan.batch_size,
         },
@@ -216,16 +215,13 @@ def describe_task(plan: Plan, clipped: Mapping[str, float]) -> dict[str, object]
     }
 
 
-def describe_run(seconds: float, device: str = "cpu") -> dict[str, object]:
+def describe_run(subject: Subject, seconds: float, device: str = "cpu") -> dict[str, object]:
     """What does not follow from the inputs."""
     return {
         "wall_seconds": round(seconds, 1),
         "engine": "local",
         "device": device,
         "host": platform.node(),
-        "versions": {
-            "mesaprobe": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "versions": current_versions(),
+        **provenance(subject),
     }

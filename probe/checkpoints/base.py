@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +22,28 @@ from probe.sampling import generator_for, normal
 LARGEST_CONFIG = 2**22  # bytes of a config.json that is read at all
 NOT_OURS = "a model whose weights have known roles (a SequenceTransformer)"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user points at.
+
+    Attributes:
+        path: A file or folder, or a name on a hub; `PATH#NAME` picks one of several models.
+        preset: Name of what the file does not state.
+        allow_hub: Whether the network may be asked.
+        adapter: FILE:FUNCTION or a name, where the user says how the model is read.
+    """
+
+    path: Path
+    preset: str | None = None
+    allow_hub: bool = False
+    adapter: str | None = None
+
+    @property
+    def file(self) -> Path:
+        """The path without the name of a member."""
+        return Path(str(self.path).partition("#")[0])
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,7 @@ class Subject:
         tensors: The load table.
         dropped: Names in the file that no forward pass reads, such as stale buffers.
         original: What the model said before it was wrapped, where it was; an audit compares.
+        source: Where it was loaded from.
     """
 
     name: str
@@ -57,6 +80,7 @@ class Subject:
     tensors: tuple[LoadedTensor, ...]
     dropped: tuple[str, ...] = ()
     original: Callable[[Tokens], Tensor] | None = None
+    source: Source | None = None
 
     @property
     def parameters(self) -> int:
@@ -70,26 +94,6 @@ class Weights:
 
     tensors: Mapping[str, Shaped[Tensor, "..."]]
     sources: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a user points at.
-
-    Attributes:
-        path: A file or folder, or a name on a hub; `PATH#NAME` picks one of several models.
-        preset: Name of what the file does not state.
-        allow_hub: Whether the network may be asked.
-    """
-
-    path: Path
-    preset: str | None = None
-    allow_hub: bool = False
-
-    @property
-    def file(self) -> Path:
-        """The path without the name of a member."""
-        return Path(str(self.path).partition("#")[0])
 
 
 @runtime_checkable
@@ -112,21 +116,31 @@ class Format(Protocol):
         """
 
 
-def load(path: str | Path, preset: str | None = None, allow_hub: bool = False) -> Subject:
+def load(
+    path: str | Path,
+    preset: str | None = None,
+    allow_hub: bool = False,
+    adapter: str | None = None,
+) -> Subject:
     """Reads a checkpoint of any known format. `PATH#NAME` picks one of several models in a file.
 
     Raises:
         InputError: Nothing there, an unknown format, or a checkpoint that fails its checks.
     """
-    source = Source(Path(path), preset, allow_hub)
-    if not source.file.exists() and not allow_hub:
+    source = Source(Path(path), preset, allow_hub, adapter)
+    return replace(_read(source), source=source)
+
+
+def _read(source: Source) -> Subject:
+    if not source.file.exists() and not source.allow_hub:
         raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
-    for known in registry.discover(checkpoints).values():
-        if known.recognises(source):
-            subject: Subject = known.read(source)
-            return subject
-    names = ", ".join(registry.discover(checkpoints))
-    raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
+    known = registry.discover(checkpoints)
+    recognised = (one for one in known.values() if one.recognises(source))
+    if (chosen := next(recognised, None)) is None:
+        names = ", ".join(known)
+        raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
+    subject: Subject = chosen.read(source)
+    return subject
 
 
 def described_by(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from probe.commands.options import (
+    adapter_option,
     batch_option,
     checkpoint_argument,
     choose_device,
@@ -29,6 +30,7 @@ from probe.errors import InputError
 )
 @click.option("--length", type=int, help="Tokens of a window of the text; 64 by default.")
 @hub_option
+@adapter_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option(
     "--sequences",
@@ -61,6 +63,7 @@ def analyze(
     text: Path | None,
     length: int | None,
     allow_hub: bool,
+    adapter: str | None,
     out: Path | None,
     sequences: int | None,
     seed: int,
@@ -88,7 +91,7 @@ def analyze(
     from probe.sweep import Plan
     from probe.text import reading_of
 
-    subject = load(checkpoint, preset, allow_hub)
+    subject = load(checkpoint, preset, allow_hub, adapter)
     folder = output_folder(out or Path("reports") / subject.name.replace("#", "-"))
     title = f"analysing {subject.name}"
     if isinstance(subject.model, LanguageModel) and task_name is None:

@@ -18,6 +18,11 @@ preset_option = click.option(
 task_option = click.option(
     "--task", "task_name", metavar="NAME", help="Task; the checkpoint's own by default."
 )
+adapter_option = click.option(
+    "--adapter",
+    metavar="FILE.py:FUNCTION",
+    help="Your own code, which is run: FUNCTION(path) says how the model is read.",
+)
 hub_option = click.option(
     "--allow-hub", is_flag=True, help="A name that is no path may be fetched from the hub."
 )

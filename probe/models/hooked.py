@@ -140,6 +140,11 @@ class SequenceModel(HookedModel):
     def d_out(self) -> int:
         """Width of a prediction."""
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None if no limit is known."""
+        return None
+
 
 class LanguageModel(HookedModel):
     """Reads token ids and says logits over a vocabulary."""

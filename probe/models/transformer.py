@@ -145,6 +145,11 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
         """Width of a prediction."""
         return self.config.d_out
 
+    @property
+    def longest(self) -> int | None:
+        """As many as there are trained positions."""
+        return self.config.n_ctx or None
+
     def update_sites(self) -> tuple[str, ...]:
         """Hook names of what the attention of each block adds to the stream."""
         return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(self.blocks)))

@@ -1,0 +1,139 @@
+"""Is a model read as it should be, and does a finished run still stand?"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probe.audit import audit, trial_tokens
+from probe.checkpoints.base import Source, Subject, load
+from probe.errors import InputError
+from probe.findings import Check
+from probe.models.hooked import HookedModel
+from probe.models.number_reader import NumberReader
+
+RESULTS, RUN = "results.json", "run.json"
+DIGITS = 4  # of the canary: a change beyond them is no rounding
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Something that is no longer what it was when a run was made.
+
+    Attributes:
+        name: What.
+        then: As the run recorded it.
+        now: As it is.
+        harmless: Whether the results may still stand.
+    """
+
+    name: str
+    then: str
+    now: str
+    harmless: bool = False
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The audit of a model, and what has changed since a run, if it is compared with one."""
+
+    checks: tuple[Check, ...]
+    drifts: tuple[Drift, ...] = ()
+
+    @property
+    def complaint(self) -> str | None:
+        """The first thing that is wrong, in a few words."""
+        for check in self.checks:
+            if not check.ok:
+                return f"{check.name}: must read {check.must_read}, reads {check.reads}"
+        for drift in self.drifts:
+            if not drift.harmless:
+                return f"{drift.name}: was {drift.then}, is {drift.now}"
+        return None
+
+
+def examine(subject: Subject) -> Examination:
+    """The audit alone, on trial tokens."""
+    return Examination(audit(subject.model, trial_tokens(subject.model), subject.original))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (folder / RESULTS).is_file() and (folder / RUN).is_file()
+
+
+def reexamine(folder: Path) -> Examination:
+    """The audit of the model that a finished run was about, and what has changed since.
+
+    Raises:
+        InputError: The folder holds no run, or the model is gone or damaged.
+    """
+    results, run = _read(folder / RESULTS), _read(folder / RUN)
+    try:
+        recorded = {**run["source"], "path": Path(run["source"]["path"])}
+        subject = load_source(Source(**recorded))
+        then = {"weights": results["subject"]["sha256"], "canary": run["canary"]}
+        passed = {check["name"]: check["ok"] for check in results["audit"]}
+        versions = dict(run["versions"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}: its run records no model to look at ({error})") from None
+    examined = examine(subject)
+    now = {"weights": subject.sha256, "canary": canary(subject.model)}
+    drifts = [Drift(name, str(then[name]), str(now[name])) for name in then]
+    for check in examined.checks:
+        before = {True: "passed", False: "failed", None: "not made"}[passed.get(check.name)]
+        now_reads = "passed" if check.ok else "failed"
+        drifts.append(Drift(check.name, before, now_reads, before == "not made"))
+    known = current_versions()
+    drifts += [Drift(name, versions[name], known.get(name, "none"), True) for name in versions]
+    return Examination(examined.checks, tuple(d for d in drifts if d.then != d.now))
+
+
+def load_source(source: Source) -> Subject:
+    """Loads what a run recorded."""
+    return load(source.path, source.preset, source.allow_hub, source.adapter)
+
+
+@torch.no_grad()
+def canary(model: HookedModel) -> list[str]:
+    """A few numbers of what the model says to trial tokens, to as many digits as stay."""
+    output = model(trial_tokens(model)).double().flatten()
+    shown = output[:: max(1, len(output) // 8)][:8]
+    scale = float(output.abs().max()) or 1.0
+    return [f"{float(value) / scale:.{DIGITS}f}".replace("-0.0000", "0.0000") for value in shown]
+
+
+def provenance(subject: Subject) -> dict[str, object]:
+    """What a run records of its model, so that it can be looked at again."""
+    source, model = subject.source, subject.model
+    if source is None:
+        return {}
+    if isinstance(model, NumberReader):  # the run is of numbers, the checkpoint of words
+        model = model.language
+    path = source.path.resolve() if source.file.exists() else source.path
+    adapter = source.adapter
+    recorded = {"path": str(path), "preset": source.preset, "allow_hub": source.allow_hub}
+    return {"source": {**recorded, "adapter": adapter}, "canary": canary(model)}
+
+
+def current_versions() -> Mapping[str, str]:
+    """Versions that a run records."""
+    import platform
+
+    from probe import __version__
+
+    return {
+        "mesaprobe": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable ({type(error).__name__})") from None
