@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,7 +49,9 @@ def read_sites(model: HookedModel, tokens: Tokens, readers: Mapping[str, Reader]
         if not left:
             raise _Deepest
 
-    hooks = [(site, partial(show, site=site)) for site in readers]
+    hooks: list[tuple[Any, Callable[..., Any]]] = [
+        (site, partial(show, site=site)) for site in readers
+    ]
     with suppress(_Deepest), model.hooks(fwd_hooks=hooks):
         model(tokens.to(reading_device(model)))
     if left:

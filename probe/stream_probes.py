@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.errors import InputError
 from probe.linear_probe import RidgeProbe
-from probe.models.hooked import HookedModel, Tokens
+from probe.models.hooked import HookedModel
 from probe.moments import CentredMoments, Moments
 from probe.ridge import TINY
 from probe.streaming import BOUND, Targets, stream_groups
@@ -37,8 +37,8 @@ class StreamProbe:
 
 def stream_probes(
     model: HookedModel,
-    fitted: Iterable[Tokens],
-    held_out: Iterable[Tokens],
+    fitted: Iterable[Tensor],
+    held_out: Iterable[Tensor],
     targets: Targets,
     bound: int = BOUND,
 ) -> tuple[StreamProbe, ...]:
@@ -52,7 +52,7 @@ def stream_probes(
     """
     sites = model.layer_sites()
 
-    def streamed(batches: Iterable[Tokens]) -> Iterator[tuple[str, CentredMoments]]:
+    def streamed(batches: Iterable[Tensor]) -> Iterator[tuple[str, CentredMoments]]:
         for group in stream_groups(model, batches, sites, targets, bound):
             for site, sums in group.items():
                 yield site, sums.centred()

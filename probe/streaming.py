@@ -106,9 +106,7 @@ class StreamSums:
 
         Where a channel's mean is m times its spread, they are known 1 + m^2 times less exactly.
         """
-        return CentredMoments.from_sums(
-            int(self.rows), self.x.cpu(), self.y.cpu(), self.moments()
-        )
+        return CentredMoments.from_sums(int(self.rows), self.x.cpu(), self.y.cpu(), self.moments())
 
 
 def site_groups(
@@ -129,7 +127,7 @@ def site_groups(
 @torch.no_grad()
 def stream_sums(
     model: HookedModel,
-    batches: Iterable[Tokens],
+    batches: Iterable[Tensor],
     sites: tuple[str, ...],
     targets: Targets = NOTHING,
 ) -> Mapping[str, StreamSums]:
@@ -161,7 +159,7 @@ def stream_sums(
 
 def stream_groups(
     model: HookedModel,
-    batches: Iterable[Tokens],
+    batches: Iterable[Tensor],
     sites: tuple[str, ...],
     targets: Targets = NOTHING,
     bound: int = BOUND,

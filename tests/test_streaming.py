@@ -1,6 +1,7 @@
 """Streaming moments: what is summed batch by batch is what all tokens together give."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def gpt2() -> BridgedModel:
     config = GPT2Config(
         vocab_size=WORDS,
         n_positions=16,
-        n_embd=24,
+        n_embd=48,
         n_layer=3,
         n_head=2,
         attn_implementation="eager",
@@ -162,7 +163,7 @@ def test_groups_give_what_one_pass_gives(gpt2: BridgedModel, held: int) -> None:
 @given(first=st.integers(1, 6), second=st.integers(1, 6))
 def test_states_merge(gpt2: BridgedModel, first: int, second: int) -> None:
     site = gpt2.layer_sites()[2:3]
-    parts = [words(count, 8, seed=count) for count in (first, second)]
+    parts = [words(count, 8, seed=seed) for seed, count in enumerate((first, second))]
     one, other = (stream_sums(gpt2, [part], site)[site[0]] for part in parts)
     both = stream_sums(gpt2, parts, site)[site[0]]
     merged = one.merge(other)
@@ -191,7 +192,10 @@ def test_no_block_above_the_deepest_site_is_run(
         handles = blocks_run(model if most == 2 else model.bridge, count)
         seen: list[str] = []
         sites = model.layer_sites()[: deepest + 1]
-        read_sites(model, tokens, {site: lambda _, site=site: seen.append(site) for site in sites})
+        notes = {
+            site: partial(lambda into, site, _: into.append(site), seen, site) for site in sites
+        }
+        read_sites(model, tokens, notes)
         for handle in handles:
             handle.remove()
         assert seen == list(sites)
