@@ -58,12 +58,6 @@ def read_sites(model: HookedModel, tokens: Tokens, readers: Mapping[str, Reader]
         raise InputError(f"the model does not pass {', '.join(sorted(left))}")
 
 
-def reading_device(model: HookedModel) -> torch.device:
-    """Where a model wants its tokens; weights that are offloaded stand nowhere until they run."""
-    places = (parameter.device for parameter in model.parameters())
-    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
-
-
 @dataclass(frozen=True)
 class Runner:
     """Runs a model again, on other tokens, from the middle or with edits at its hooks.
