@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks import analysis, mesa, probing
+from benchmarks import analysis, mesa, probing, streaming
 from benchmarks.machine import gemm_rate
 from probe.allocator import keep_freed_memory
 from probe.progress import print_table
@@ -15,7 +15,7 @@ HISTORY = Path(__file__).with_name("history.json")
 def main() -> None:
     """Runs all benchmarks."""
     keep_freed_memory()
-    rows = [*mesa.measure(), *probing.measure(), *analysis.measure()]
+    rows = [*mesa.measure(), *probing.measure(), *streaming.measure(), *analysis.measure()]
     shown = [
         (
             str(r["name"]),

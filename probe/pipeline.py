@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from probe import discrimination, nudge, reference, verdict
-from probe.analysis import Bench, Setting, choose_analyses
+from probe.analysis import Asked, Bench, Setting, choose_analyses
 from probe.audit import audit
 from probe.capture import capture
 from probe.change_point import change_point_stage, read_parts
@@ -21,7 +21,7 @@ from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
 from probe.rule import Thresholds
 from probe.scores import Reading, read
-from probe.sweep import PILOT, Plan, Results, Stage, Sweep
+from probe.sweep import LEAST_SEQUENCES, PILOT, Plan, Results, Stage, Sweep
 from probe.tasks.base import label
 from probe.threads import one_thread
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin, seen_as
@@ -71,9 +71,7 @@ def _analyze(request: Request, progress: Progress) -> Report:
     phases = Phases(progress, 1 + len(asked.jobs))
     setting = scout(plan, subject.model.layers)
     beside = reference.ReferenceStage(setting.ridge)
-    wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
-    wanted += [stage for a in asked.analyses for stage in a.stages(setting)]
-    results, clipped = _measure(request, setting, wanted, phases.next())
+    results, clipped = swept(subject, plan, setting, asked, phases.next())
     findings = {a.name: a.conclude(setting, results) for a in asked.analyses}
     for job in asked.jobs:
         findings[job.name] = job.run(Bench(subject, plan, setting, results, phases.next()))
@@ -127,15 +125,26 @@ def _vital(checks: tuple[Check, ...]) -> tuple[Instrument, ...]:
     )
 
 
-def _measure(
-    request: Request, setting: Setting, wanted: list[Stage], progress: Progress
+def least_plan(plan: Plan, times: int = 1) -> Plan:
+    """A plan of as few sequences as can be, or so many times that."""
+    return replace(plan, sequences=min(plan.sequences, LEAST_SEQUENCES * times))
+
+
+def swept(
+    subject: Subject,
+    plan: Plan,
+    setting: Setting,
+    asked: Asked,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Results, dict[str, float]]:
     """One sweep over the task's own law, and a shorter one over each other law.
 
     Returns:
         What the stages measured, and the share of clipped entries under each law.
     """
-    subject, plan = request.subject, request.plan
+    beside = reference.ReferenceStage(setting.ridge)
+    wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
+    wanted += [stage for a in asked.analyses for stage in a.stages(setting)]
     turned = nudge.nudge_of(setting)
     own = tuple(stage for stage in wanted if not isinstance(stage, nudge.NudgeStage))
     twin = permuted_twin(subject.model, plan.seed)

@@ -31,6 +31,7 @@ from probe.threads import one_thread
 
 FOLDS = 4
 SHARD = 256
+LEAST_SEQUENCES = 4 * BLOCKS  # two of each block to fit and two to test
 PILOT, FIT, TEST = 1, 2, 3  # no zeros: the seeding ignores zeros at the end of a path
 
 Sums = dict[str, Tensor]
@@ -189,7 +190,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Half of the sequences fit, half test; every block needs at least two of each."""
-        least = 4 * BLOCKS
+        least = LEAST_SEQUENCES
         if self.sequences < least:
             raise InputError(
                 f"--sequences {self.sequences}: too few; half of them fit and half test, "

@@ -363,7 +363,7 @@ def speaker() -> Speaker:
 
 @torch.no_grad()
 def test_the_weight_in_a_language_model_is_a_divergence() -> None:
-    model, tokens = speaker(), spoken(6, generator_for(1))
+    model, tokens = speaker(), spoken(0, 6)
     weights = causal_weights(model, tokens, first=6)
     clean, cache = model.run_with_cache(tokens)
     for layer in (0, 1):

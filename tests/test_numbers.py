@@ -14,7 +14,8 @@ from number_speakers import (
 )
 from tiny_language_models import language_model, word_tokenizer
 
-from probe.capture import capture, misplaced
+from probe.audit import audit
+from probe.capture import capture
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.language_task import find_prompts, lacks_numbers, posed
@@ -102,7 +103,7 @@ def test_layers_are_read_out_and_resumed(speaker) -> None:
     subject, task = speaker
     sequences, problem = sample(task, 16)
     seen = capture(subject.model, sequences.tokens, 16)
-    assert misplaced(seen) < 1e-5
+    assert all(check.ok for check in audit(subject.model, sequences.tokens))
     readouts = seen.at(task.asked).readouts.double()
     assert torch.allclose(readouts[1], descent(1, 0.1)(problem), atol=1e-5)
     inside = ridge()(problem).abs() < 0.9
@@ -128,7 +129,8 @@ def test_a_bridged_model_is_posed_and_keeps_its_sites() -> None:
     assert task.params()["numbers"] == "0 to 20" and task.params()["points"] == 12
     sequences, _ = sample(task, 16)
     seen = capture(subject.model, sequences.tokens, 16)
-    assert misplaced(seen) < 1e-4 and seen.output.shape == (16, task.length, 1)
+    assert all(check.ok for check in audit(subject.model, sequences.tokens, subject.original))
+    assert seen.output.shape == (16, task.length, 1)
     assert torch.allclose(subject.original(sequences.tokens), seen.output)
     assert subject.model.head_sites(0) == bridged.head_sites(0)
     assert float(seen.output.abs().max()) <= 1

@@ -40,6 +40,7 @@ def test_a_report_names_its_subject_and_its_data(report, subject, small_task) ->
     assert set(clipped) == {"in distribution", "nudged teacher"}
     assert [finding.analysis for finding in found.findings] == ["behaviour", "teacher_nudge"]
     assert [check.name for check in found.verdict.instruments] == [
+        "device beside float64 on the CPU",
         "streams at the hook sites",
         "planted mesa-layer",
         "twin with permuted weights",

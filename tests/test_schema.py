@@ -29,7 +29,7 @@ def test_results_keep_the_contract_and_its_order(results):
     validate(results)
     assert list(results) == [
         "schema_version", "mesaprobe_version", "subject", "task", "verdict", "reference",
-        "findings", "left_out",
+        "findings", "left_out", "audit",
     ]  # fmt: skip
     assert list(results["verdict"])[:10] == [
         "class", "family", "degree", "parameters", "equivalent", "undecided", "evidence_level",

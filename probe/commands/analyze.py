@@ -20,6 +20,8 @@ from probe.commands.options import (
 )
 from probe.errors import InputError
 
+SEQUENCES, WINDOWS = 4096, 256  # of a task; of a text
+
 
 @click.command()
 @checkpoint_argument
@@ -55,6 +57,9 @@ from probe.errors import InputError
 @batch_option
 @workers_option
 @device_option
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Print memory, time and disk of the run; run nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
 def analyze(
     checkpoint: Path,
@@ -74,6 +79,7 @@ def analyze(
     batch_size: int,
     workers: int,
     device: str,
+    plan_only: bool,
     as_json: bool,
 ) -> None:
     """Analyses CHECKPOINT and writes a report.
@@ -85,7 +91,8 @@ def analyze(
     from probe.models.hooked import LanguageModel
     from probe.pipeline import Request
     from probe.pipeline import analyze as run
-    from probe.progress import reporting
+    from probe.planning import estimate
+    from probe.progress import print_table, reporting
     from probe.report.results import json_text, results_dict
     from probe.report.write import write_report
     from probe.sweep import Plan
@@ -93,23 +100,22 @@ def analyze(
 
     subject = load(checkpoint, preset, allow_hub, adapter)
     folder = output_folder(out or Path("reports") / subject.name.replace("#", "-"))
-    title = f"analysing {subject.name}"
+    asked: Survey | Request
     if isinstance(subject.model, LanguageModel) and task_name is None:
-        asked = Survey(subject, reading_of(subject.model, text, length), sequences or 256, seed)
-        with reporting(title) as progress:
-            report = survey(asked, progress)
+        asked = Survey(subject, reading_of(subject.model, text, length), sequences or WINDOWS, seed)
     else:
         if text is not None or length is not None:
             raise InputError("--text and --length are for language models without --task")
         subject, task = with_task(subject, task_name)
-        where = choose_device(device)
-        plan = Plan(
-            task, 4096 if sequences is None else sequences, seed, batch_size, workers, where
-        )
+        count = SEQUENCES if sequences is None else sequences
+        plan = Plan(task, count, seed, batch_size, workers, choose_device(device))
         names = tuple(name for name in only.split(",") if name)
-        with reporting(title) as progress:
-            request = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
-            report = run(request, progress)
+        asked = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
+    if plan_only:
+        print_table(f"{subject.name}: what a run will take", *estimate(asked).table())
+        return
+    with reporting(f"analysing {subject.name}") as progress:
+        report = survey(asked, progress) if isinstance(asked, Survey) else run(asked, progress)
     page = write_report(report, folder)
     if as_json:
         click.echo(json_text(results_dict(report)), nl=False)

@@ -66,8 +66,9 @@ def with_task(subject: "Subject", task_name: str | None) -> "tuple[Subject, Task
     from probe.tasks.base import find_task
 
     name = task_name or subject.task
+    place = subject.source.path if subject.source else subject.name
     if name is None:
-        raise InputError(f"{subject.name}: states no task of its own; give --task NAME")
+        raise InputError(f"{place}: states no task of its own; give --task NAME")
     if isinstance(subject.model, LanguageModel):
         return posed(subject, find_prompts(name))
     return subject, find_task(name)
