@@ -132,6 +132,10 @@ def load(
 
 
 def _read(source: Source) -> Subject:
+    if source.adapter is not None:
+        from probe.adapters import load_adapted  # which builds on this module
+
+        return load_adapted(source.adapter, source.path)
     if not source.file.exists() and not source.allow_hub:
         raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
     known = registry.discover(checkpoints)

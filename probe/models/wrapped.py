@@ -1,0 +1,480 @@
+"""Modules of other people, read and changed where a description names their parts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformer_lens.hook_points import HookedRootModule, HookPoint
+
+from probe.errors import InputError
+from probe.models.hooked import (
+    Cache,
+    Heads,
+    HeadSites,
+    HookedModel,
+    LanguageModel,
+    ResidualSum,
+    SequenceModel,
+    Tokens,
+)
+
+ROLES = ("q", "k", "v", "z")
+TRIAL = 4  # tokens of the pass that shows the widths
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor that passes a module.
+
+    Attributes:
+        module: Name of the module, as `named_modules` has it. It is called once in a pass.
+        side: Whether the tensor goes in or comes out.
+        place: Which argument by place or keyword, or which entry of a tuple that comes out.
+    """
+
+    module: str
+    side: Literal["input", "output"] = "output"
+    place: int | str = 0
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """Vectors of heads in a tensor.
+
+    The tensor is (batch, time, channels), with the channels of a head side by side, or
+    (batch, heads, time, channels of a head).
+
+    Attributes:
+        site: The tensor.
+        heads: How many heads it holds; for keys and values, how many groups.
+        start: First of their channels, where several roles are fused.
+        stop: One past the last; None: to the end.
+    """
+
+    site: Site
+    heads: int
+    start: int = 0
+    stop: int | None = None
+
+    def of(self, tensor: Tensor) -> Float[Tensor, "batch time heads d_head"]:
+        """The vectors.
+
+        Raises:
+            InputError: The tensor does not hold that many heads.
+        """
+        if tensor.ndim == 4 and tensor.shape[1] == self.heads:
+            return tensor[..., self.start : self.stop].transpose(1, 2)
+        part = tensor[..., self.start : self.stop]
+        if tensor.ndim != 3 or part.shape[-1] % self.heads:
+            shape = list(part.shape)
+            raise InputError(f"{self.site.module}: shape {shape} holds no {self.heads} heads")
+        return part.unflatten(-1, (self.heads, -1))
+
+    def put(self, vectors: Float[Tensor, "batch time heads d_head"], tensor: Tensor) -> Tensor:
+        """The tensor with these vectors in it."""
+        laid = vectors.transpose(1, 2) if tensor.ndim == 4 else vectors.flatten(2)
+        changed = tensor.clone()
+        changed[..., self.start : self.stop] = laid
+        return changed
+
+
+@dataclass(frozen=True)
+class AttentionReading:
+    """Where the heads of a block are, and what they make of queries, keys and values.
+
+    Attributes:
+        q: Queries, as they meet in the score.
+        k: Keys.
+        v: Values.
+        gathered: What each head gathered; often the input of the output projection.
+        scale: Factor of every score; None: 1 / sqrt(d_k).
+        causal: Whether a query sees its past alone.
+        rule: From `Heads` to what they gather; None: softmax of the scaled scores.
+    """
+
+    q: HeadView
+    k: HeadView
+    v: HeadView
+    gathered: HeadView
+    scale: float | None = None
+    causal: bool = True
+    rule: Callable[[Heads], Tensor] | None = None
+
+    def mix(self, heads: Heads) -> Float[Tensor, "batch time heads d_v"]:
+        """What the rule makes of queries, keys and values."""
+        if self.rule is not None:
+            return self.rule(heads)
+        q, k, v = (part.transpose(1, 2) for part in (heads.queries, heads.keys, heads.values))
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=self.causal, scale=self.scale
+        )
+        return mixed.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class BlockReading:
+    """Where the parts of a block are.
+
+    Attributes:
+        stream: The stream before it, where the skip connection has not yet left it.
+        attention: What the attention adds to the stream.
+        mlp: What the MLP adds; None if there is none.
+        heads: The heads; None if they pose no problem.
+    """
+
+    stream: Site
+    attention: Site
+    mlp: Site | None = None
+    heads: AttentionReading | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a module is read.
+
+    Attributes:
+        blocks: Its blocks, from the bottom.
+        after: The stream after the last block.
+        read_out: Names of the modules that lead from there to the output, in order; or a function
+            (module, stream). It must not hold on to a module of its own, as models are copied.
+        said: The prediction in what the module hands back; the first tensor by default.
+    """
+
+    blocks: tuple[BlockReading, ...]
+    after: Site
+    read_out: tuple[str, ...] | Callable[[Any, Tensor], Tensor]
+    said: Callable[[Any], Tensor] | None = None
+
+
+class _Points(nn.Module):
+    """Hook points of one block."""
+
+    def __init__(self, names: tuple[str, ...]):
+        super().__init__()
+        for name in names:
+            setattr(self, name, HookPoint())
+
+
+class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
+    """Any module whose parts are named.
+
+    The module is hooked while a pass lasts and is itself otherwise, so copies share nothing.
+    """
+
+    setup: Callable[[], None]
+
+    def __init__(self, module: nn.Module, reading: Reading):
+        super().__init__()
+        self.reading = reading
+        self.blocks = nn.ModuleList(_points_of(block) for block in reading.blocks)
+        if not self.blocks:
+            raise InputError("the description names no block")
+        self.blocks[-1].hook_resid_post = HookPoint()
+        self.setup()  # before the module is there: it would write a name into all its parts
+        self.module = module.eval().requires_grad_(False)
+        for name in (*(site.module for _, site, _ in self._passing()), *_named_steps(reading)):
+            _part(module, name)
+        with torch.no_grad():
+            said, cache = self.run_with_cache(self._blank(1, TRIAL))
+        if said.ndim != 3 or said.shape[:2] != (1, TRIAL):
+            raise InputError(f"the module says {list(said.shape)}, not (batch, time, width)")
+        self._widths = cache[self.layer_sites()[0]].shape[-1], said.shape[-1]
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch time d_out"]:
+        """What the module says at every position.
+
+        Raises:
+            InputError: A module that the description names is not called once.
+        """
+        with self._hooked():
+            return self.bare(tokens)
+
+    def bare(self, tokens: Tokens) -> Float[Tensor, "batch time d_out"]:
+        """What the module says on its own, without a hook."""
+        return (self.reading.said or _first)(self.module(tokens))
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._widths[0]
+
+    def layer_sites(self) -> tuple[str, ...]:
+        """The stream before each block, then after the last."""
+        before = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(self.layers))
+        return (*before, f"blocks.{self.layers - 1}.hook_resid_post")
+
+    def update_sites(self) -> tuple[str, ...]:
+        """What the attention of each block adds to the stream."""
+        return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(self.layers))
+
+    def residual_sums(self) -> tuple[ResidualSum, ...]:
+        """The stream before a block, its attention and its MLP make the stream after it."""
+        sites = self.layer_sites()
+        return tuple(
+            ResidualSum(
+                (before, added, *([f"blocks.{layer}.hook_mlp_out"] if block.mlp else [])), after
+            )
+            for layer, (block, before, added, after) in enumerate(
+                zip(self.reading.blocks, sites, self.update_sites(), sites[1:], strict=False)
+            )
+        )
+
+    def head_sites(self, layer: int) -> HeadSites | None:
+        """Queries, keys, values and what was gathered, where they are named."""
+        read = self.reading.blocks[layer].heads
+        if read is None:
+            return None
+        names = tuple(f"blocks.{layer}.attn.hook_{role}" for role in ROLES)
+        return HeadSites(names, names[-1], read.q.heads)
+
+    def heads(self, layer: int, cache: Cache) -> Heads:
+        """Keys and values repeated for the queries of their group."""
+        queries, *grouped, gathered = (cache[f"blocks.{layer}.attn.hook_{role}"] for role in ROLES)
+        keys, values = (
+            part.repeat_interleave(queries.shape[2] // part.shape[2], 2) for part in grouped
+        )
+        return Heads(queries, keys, values, gathered)
+
+    def mix(self, layer: int, heads: Heads) -> Float[Tensor, "batch time heads d_v"] | None:
+        """What the rule of the description makes of queries, keys and values."""
+        read = self.reading.blocks[layer].heads
+        return None if read is None else read.mix(heads)
+
+    def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
+        """What the description's read-out makes of any state of the stream."""
+        steps = self.reading.read_out
+        if callable(steps):
+            return steps(self.module, stream)
+        for name in steps:
+            stream = _first(_part(self.module, name)(stream))
+        return stream
+
+    def resume(
+        self, stream: Float[Tensor, "batch time d_model"], layer: int
+    ) -> Float[Tensor, "batch time d_out"]:
+        """What the model says from the stream before block `layer`.
+
+        The blocks below run too, on blank tokens, and what they say is thrown away: it costs a
+        whole pass, and hooks below `layer` see nothing that means anything.
+        """
+        if layer == self.layers:
+            return self.read_out(stream)
+        with self._hooked({self.layer_sites()[layer]: stream}):
+            return self.bare(self._blank(*stream.shape[:2]).to(stream.device))
+
+    def _blank(self, batch: int, time: int) -> Tensor:
+        """Tokens that say nothing."""
+        raise NotImplementedError
+
+    def _passing(self) -> Iterator[tuple[str, Site, HeadView | None]]:
+        """Hook points, the sites that pass them, and the heads in those sites."""
+        for layer, block in enumerate(self.reading.blocks):
+            name = f"blocks.{layer}"
+            yield f"{name}.hook_resid_pre", block.stream, None
+            for role, view in _views(block):
+                yield f"{name}.attn.hook_{role}", view.site, view
+            yield f"{name}.hook_attn_out", block.attention, None
+            if block.mlp is not None:
+                yield f"{name}.hook_mlp_out", block.mlp, None
+        yield self.layer_sites()[-1], self.reading.after, None
+
+    @contextmanager
+    def _hooked(self, replaced: dict[str, Tensor] | None = None) -> Iterator[None]:
+        """Lets the sites pass their hook points, with some tensors replaced before."""
+        calls: dict[str, int] = {}
+        passing = list(self._passing())
+        handles = [
+            _attach(
+                _part(self.module, site.module),
+                site,
+                partial(
+                    _through, self.get_submodule(name), view, (replaced or {}).get(name), calls
+                ),
+            )
+            for name, site, view in passing
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, site, _ in passing:
+            if (times := calls.get(name, 0)) != 1:
+                raise InputError(f"{site.module}: called {times} times in a pass, must be 1")
+
+
+class WrappedSequenceModel(Wrapped, SequenceModel):
+    """A module from continuous tokens (batch, time, d_in) to predictions."""
+
+    def __init__(self, module: nn.Module, reading: Reading, d_in: int, longest: int | None = None):
+        """Wraps a module, which is put into evaluation mode.
+
+        Args:
+            module: The module.
+            reading: Where its parts are.
+            d_in: Width of a token.
+            longest: Most tokens that it reads; None if no limit is known.
+
+        Raises:
+            InputError: A name that the module lacks, or one that a pass does not meet once.
+        """
+        self._d_in, self._longest = d_in, longest
+        super().__init__(module, reading)
+
+    @property
+    def d_in(self) -> int:
+        """Width of a token."""
+        return self._d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of a prediction."""
+        return self._widths[1]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None if no limit is known."""
+        return self._longest
+
+    def _blank(self, batch: int, time: int) -> Tensor:
+        return torch.zeros(batch, time, self.d_in, dtype=_dtype(self.module))
+
+
+class WrappedLanguageModel(Wrapped, LanguageModel):
+    """A module from token ids (batch, time) to logits."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        reading: Reading,
+        longest: int | None = None,
+        tokenizer: Any | None = None,
+    ):
+        """Wraps a module, which is put into evaluation mode.
+
+        Args:
+            module: The module.
+            reading: Where its parts are.
+            longest: Most tokens that it reads; None if no limit is known.
+            tokenizer: Turns text into ids, as Hugging Face tokenizers do.
+
+        Raises:
+            InputError: A name that the module lacks, or one that a pass does not meet once.
+        """
+        self._longest, self._tokenizer = longest, tokenizer
+        super().__init__(module, reading)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self._widths[1]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None if no limit is known."""
+        return self._longest
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """Turns text into ids; None if there is none."""
+        return self._tokenizer
+
+    def _blank(self, batch: int, time: int) -> Tensor:
+        return torch.zeros(batch, time, dtype=torch.long)
+
+
+def _points_of(block: BlockReading) -> _Points:
+    mlp = ("hook_mlp_out",) if block.mlp else ()
+    points = _Points(("hook_resid_pre", "hook_attn_out", *mlp))
+    points.attn = _Points(tuple(f"hook_{role}" for role, _ in _views(block)))
+    return points
+
+
+def _views(block: BlockReading) -> tuple[tuple[str, HeadView], ...]:
+    if (read := block.heads) is None:
+        return ()
+    return tuple(zip(ROLES, (read.q, read.k, read.v, read.gathered), strict=True))
+
+
+def _named_steps(reading: Reading) -> tuple[str, ...]:
+    return () if callable(reading.read_out) else reading.read_out
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    """A part by its name.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        close = get_close_matches(name, dict(module.named_modules()), 3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise InputError(f"{type(module).__name__} has no module {name!r}{hint}") from None
+
+
+def _attach(part: nn.Module, site: Site, through: Callable[[Tensor], Tensor]) -> Any:
+    """Sends one tensor of a module through a function, in every call."""
+    if site.side == "input":
+        return part.register_forward_pre_hook(
+            lambda _, given, named: _changed_input(site, given, named, through), with_kwargs=True
+        )
+    return part.register_forward_hook(lambda _, given, out: _changed(site, out, through))
+
+
+def _changed_input(
+    site: Site, given: tuple[Any, ...], named: dict[str, Any], through: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(site.place, int):
+        return _changed(site, given, through), named
+    if site.place not in named:
+        raise InputError(f"{site.module}: no argument {site.place!r}")
+    return given, {**named, site.place: through(named[site.place])}
+
+
+def _changed(site: Site, held: Any, through: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor, or a tuple with one of its entries changed."""
+    if isinstance(held, Tensor):
+        return through(held)
+    place = site.place
+    if not (isinstance(held, tuple) and isinstance(place, int) and place < len(held)):
+        raise InputError(f"{site.module}: no tensor at place {place!r} of its {site.side}")
+    return (*held[:place], through(held[place]), *held[place + 1 :])
+
+
+def _through(
+    point: Any, view: HeadView | None, replaced: Tensor | None, calls: dict[str, int], held: Tensor
+) -> Tensor:
+    """A tensor as its hook point lets it pass."""
+    calls[point.name] = calls.get(point.name, 0) + 1
+    given = held if replaced is None else replaced.to(held)
+    if view is None:
+        passed: Tensor = point(given)
+        return passed
+    vectors = view.of(given)
+    changed = point(vectors)
+    return given if changed is vectors else view.put(changed, given)
+
+
+def _first(held: Any) -> Tensor:
+    """A tensor, or the first one of a tuple."""
+    tensor: Tensor = held if isinstance(held, Tensor) else held[0]
+    return tensor
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    kinds = (parameter.dtype for parameter in module.parameters())
+    return next((kind for kind in kinds if kind.is_floating_point), torch.float32)

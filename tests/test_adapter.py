@@ -1,0 +1,270 @@
+"""Modules of other people through an adapter; each wrong description fails at its own check."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from probe.adapters import load_adapted
+from probe.audit import audit, trial_tokens
+from probe.checkpoints.base import load
+from probe.doctor import examine
+from probe.errors import InputError
+from probe.findings import Check
+from probe.models.wrapped import (
+    AttentionReading,
+    BlockReading,
+    HeadView,
+    Reading,
+    Site,
+    WrappedLanguageModel,
+    WrappedSequenceModel,
+)
+from tests.command_line import run
+
+DEPTH, HEADS, GROUPS, D_HEAD, WIDTH, D_IN = 3, 4, 2, 8, 24, 5
+TEMPLATE = Path(__file__).parent.parent / "examples" / "adapter_template.py"
+
+
+class Attention(nn.Module):
+    """Fused queries, keys and values; each key and value serves two queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, (HEADS + 2 * GROUPS) * D_HEAD)
+        self.out = nn.Linear(HEADS * D_HEAD, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        sizes = [count * D_HEAD for count in (HEADS, GROUPS, GROUPS)]
+        q, k, v = (
+            part.unflatten(-1, (-1, D_HEAD)).transpose(1, 2)
+            for part in self.qkv(x).split(sizes, -1)
+        )
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=0.7, enable_gqa=True
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2)), "and something else"
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(WIDTH), Attention()
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32), nn.GELU())
+        self.mlp.append(nn.Linear(32, WIDTH))
+
+    def forward(self, *, stream: Tensor) -> Tensor:
+        stream = stream + self.attention(self.norm(stream))[0]
+        return stream + self.mlp(stream)
+
+
+class Net(nn.Module):
+    """A model that knows nothing of hooks; blocks take the stream by keyword."""
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.final = embed, nn.LayerNorm(WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(DEPTH))
+        self.head = nn.Linear(WIDTH, D_IN)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        stream = self.embed(tokens)
+        for layer in self.layers:
+            stream = layer(stream=stream)
+        said: Tensor = self.head(self.final(stream))
+        return said
+
+
+def block(n: int) -> BlockReading:
+    """The right description of a block of `Net`."""
+    fused, first, second = Site(f"layers.{n}.attention.qkv"), HEADS * D_HEAD, GROUPS * D_HEAD
+    return BlockReading(
+        Site(f"layers.{n}", "input", "stream"),
+        Site(f"layers.{n}.attention"),
+        Site(f"layers.{n}.mlp"),
+        AttentionReading(
+            HeadView(fused, HEADS, 0, first),
+            HeadView(fused, GROUPS, first, first + second),
+            HeadView(fused, GROUPS, first + second),
+            HeadView(Site(f"layers.{n}.attention.out", "input"), HEADS),
+            scale=0.7,
+        ),
+    )
+
+
+def reading(**changed: Any) -> Reading:
+    """The right description of `Net`, or one that is changed."""
+    right = Reading(
+        tuple(block(n) for n in range(DEPTH)), Site(f"layers.{DEPTH - 1}"), ("final", "head")
+    )
+    return replace(right, **changed)
+
+
+def with_heads(n: int, change: Callable[[AttentionReading], AttentionReading]) -> Reading:
+    """A description that is mistaken about the heads of one block."""
+    blocks = [block(m) for m in range(DEPTH)]
+    read = blocks[n].heads
+    assert read is not None
+    blocks[n] = replace(blocks[n], heads=change(read))
+    return reading(blocks=tuple(blocks))
+
+
+def net(embed: nn.Module | None = None) -> Net:
+    torch.manual_seed(0)
+    return Net(embed or nn.Linear(D_IN, WIDTH))
+
+
+def wrapped(described: Reading) -> WrappedSequenceModel:
+    return WrappedSequenceModel(net(), described, D_IN)
+
+
+def failures(model: WrappedSequenceModel | WrappedLanguageModel) -> list[Check]:
+    return [c for c in audit(model, trial_tokens(model), model.bare) if not c.ok]
+
+
+def test_right_descriptions_pass() -> None:
+    words = WrappedLanguageModel(net(nn.Embedding(D_IN, WIDTH)), reading())
+    for model in (wrapped(reading()), words):
+        checks = audit(model, trial_tokens(model), model.bare)
+        assert len(checks) == 8
+        assert [check.name for check in checks if not check.ok] == []
+    assert (words.vocabulary, words.layers, words.d_model) == (D_IN, DEPTH, WIDTH)
+
+
+def test_swapped_queries_and_keys_fail() -> None:
+    """With as many keys as queries; the scores of a pair and of its reverse then change places."""
+
+    def swap(read: AttentionReading) -> AttentionReading:
+        first = HeadView(read.q.site, GROUPS, 0, GROUPS * D_HEAD)
+        gathered = replace(read.gathered, stop=GROUPS * D_HEAD, heads=GROUPS)
+        return replace(read, q=read.k, k=first, gathered=gathered)
+
+    (check,) = failures(wrapped(with_heads(1, swap)))
+    assert (check.name, check.part) == ("rule of queries, keys and values", "heads")
+    assert check.reads.endswith("in block 1")
+
+
+def test_a_stream_one_block_off_fails() -> None:
+    blocks = [block(n) for n in range(DEPTH)]
+    blocks[1] = replace(blocks[1], stream=blocks[2].stream)
+    failed = {check.name: check.reads for check in failures(wrapped(reading(blocks=tuple(blocks))))}
+    assert failed["residual sum"].endswith("in block 0")
+
+
+def test_a_wrong_count_of_heads_fails() -> None:
+    def halve(read: AttentionReading) -> AttentionReading:
+        roles = {role: getattr(read, role) for role in ("q", "k", "v", "gathered")}
+        return replace(read, **{r: replace(v, heads=v.heads // 2) for r, v in roles.items()})
+
+    (check,) = failures(wrapped(with_heads(2, halve)))
+    assert (check.name, check.part) == ("rule of queries, keys and values", "heads")
+    assert check.reads.endswith("in block 2")
+    with pytest.raises(InputError, match=r"layers\.0\.attention\.qkv: shape .* holds no 5 heads"):
+        wrapped(with_heads(0, lambda read: replace(read, q=replace(read.q, heads=5))))
+
+
+def test_a_stream_that_the_skip_connection_passes_by_fails() -> None:
+    blocks = [block(n) for n in range(DEPTH)]
+    blocks[1] = replace(blocks[1], stream=Site("layers.1.norm", "input"))
+    failed = {check.name: check.reads for check in failures(wrapped(reading(blocks=tuple(blocks))))}
+    assert failed["streams at the hook sites"].endswith("in block 1")
+
+
+def test_names_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match=r"Net has no module 'layers\.7'; close: layers"):
+        wrapped(reading(after=Site("layers.7")))
+    with pytest.raises(InputError, match="no module 'fina'; close: final"):
+        wrapped(reading(read_out=("fina", "head")))
+    with pytest.raises(InputError, match="layers: called 0 times in a pass"):
+        wrapped(reading(after=Site("layers")))
+    shared = net()
+    shared.layers[1] = shared.layers[0]
+    with pytest.raises(InputError, match=r"layers\.0: called 2 times in a pass"):
+        WrappedSequenceModel(shared, reading(), D_IN)
+
+
+def test_copies_share_nothing() -> None:
+    model = wrapped(reading())
+    tokens = trial_tokens(model)
+    before = model(tokens)
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.mul_(0.5)
+    site = copy.head_sites(0)
+    assert site is not None
+    with copy.hooks(fwd_hooks=[(site.gathered, lambda value, hook: torch.zeros_like(value))]):
+        edited = copy(tokens)
+        assert torch.equal(model(tokens), before)
+    assert not torch.allclose(edited, copy(tokens))
+    assert torch.equal(copy(tokens), copy.bare(tokens))
+    assert all(not part._forward_hooks for part in model.module.modules())
+
+
+def adapter(folder: Path, body: str) -> str:
+    file = folder / "mine.py"
+    file.write_text(body)
+    return f"{file}:build"
+
+
+def test_loads_by_file_and_function(tmp_path: Path) -> None:
+    body = "from tests.test_adapter import net, reading, wrapped\n\n\ndef build(path):\n    {}\n"
+    spec = adapter(tmp_path, body.format("return wrapped(reading())"))
+    subject = load(tmp_path, adapter=spec)
+    assert subject.format == "adapter"
+    assert subject.parameters == sum(p.numel() for p in net().parameters())
+    assert subject.original is not None
+    assert examine(subject).complaint is None
+    assert run("doctor", str(tmp_path), "--adapter", spec).code == 0
+    again = adapter(tmp_path, body.format("return net()"))
+    with pytest.raises(InputError, match="made a Net, not a HookedModel"):
+        load_adapted(again, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("def build(path):\n    return {}['a']\n", r"mine\.py:2: KeyError: 'a'"),
+        ("def build(path)\n    pass\n", r"mine\.py:1: SyntaxError"),
+        ("import nowhere_at_all\n", r"mine\.py:1: ModuleNotFoundError"),
+        ("def other(path): ...\n", "has no function 'build'"),
+        (
+            "from tests.test_adapter import Site, reading, wrapped\n"
+            "def build(path):\n    return wrapped(reading(after=Site('layer.2')))\n",
+            r"mine\.py:3: Net has no module 'layer\.2'; close: layers\.2",
+        ),
+    ],
+)
+def test_errors_are_one_line_with_their_place(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        load_adapted(adapter(tmp_path, body), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_installed() -> None:
+    with pytest.raises(InputError, match="nowhere: not FILE.py:FUNCTION, nor installed"):
+        load_adapted("nowhere", Path())
+    with pytest.raises(InputError, match=r"no file /none\.py"):
+        load_adapted("/none.py:build", Path())
+
+
+def test_template_reads_x_transformers(tmp_path: Path) -> None:
+    theirs = pytest.importorskip("x_transformers", reason="x-transformers is not installed")
+    torch.manual_seed(0)
+    layers = theirs.Decoder(dim=32, depth=2, heads=2, attn_dim_head=16)
+    made = theirs.ContinuousTransformerWrapper(
+        dim_in=10, dim_out=10, max_seq_len=64, attn_layers=layers
+    )
+    file = tmp_path / "theirs.safetensors"
+    save_file(made.state_dict(), file)
+    subject = load(file, adapter=f"{TEMPLATE}:build")
+    assert examine(subject).complaint is None
+    tokens = trial_tokens(subject.model)
+    assert torch.allclose(subject.model(tokens), made.eval()(tokens), atol=1e-6)
