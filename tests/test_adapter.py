@@ -27,7 +27,6 @@ from probe.models.wrapped import (
     WrappedLanguageModel,
     WrappedSequenceModel,
 )
-from tests.command_line import run
 
 DEPTH, HEADS, GROUPS, D_HEAD, WIDTH, D_IN = 3, 4, 2, 8, 24, 5
 TEMPLATE = Path(__file__).parent.parent / "examples" / "adapter_template.py"
@@ -214,7 +213,7 @@ def adapter(folder: Path, body: str) -> str:
     return f"{file}:build"
 
 
-def test_loads_by_file_and_function(tmp_path: Path) -> None:
+def test_loads_by_file_and_function(tmp_path: Path, command: Callable[..., Any]) -> None:
     body = "from tests.test_adapter import net, reading, wrapped\n\n\ndef build(path):\n    {}\n"
     spec = adapter(tmp_path, body.format("return wrapped(reading())"))
     subject = load(tmp_path, adapter=spec)
@@ -222,7 +221,7 @@ def test_loads_by_file_and_function(tmp_path: Path) -> None:
     assert subject.parameters == sum(p.numel() for p in net().parameters())
     assert subject.original is not None
     assert examine(subject).complaint is None
-    assert run("doctor", str(tmp_path), "--adapter", spec).code == 0
+    assert command("doctor", str(tmp_path), "--adapter", spec).code == 0
     again = adapter(tmp_path, body.format("return net()"))
     with pytest.raises(InputError, match="made a Net, not a HookedModel"):
         load_adapted(again, tmp_path)
@@ -249,7 +248,7 @@ def test_errors_are_one_line_with_their_place(tmp_path: Path, body: str, said: s
 
 
 def test_names_that_are_not_installed() -> None:
-    with pytest.raises(InputError, match="nowhere: not FILE.py:FUNCTION, nor installed"):
+    with pytest.raises(InputError, match=r"nowhere: not FILE\.py:FUNCTION, nor installed"):
         load_adapted("nowhere", Path())
     with pytest.raises(InputError, match=r"no file /none\.py"):
         load_adapted("/none.py:build", Path())
