@@ -15,8 +15,9 @@ from probe.findings import Check
 from probe.models.hooked import HookedModel
 from probe.models.number_reader import NumberReader
 
+CANARY = 8  # numbers
 RESULTS, RUN = "results.json", "run.json"
-DIGITS = 4  # of the canary: a change beyond them is no rounding
+ROUNDING = 1e-3  # of the largest number of the canary
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,17 @@ def reexamine(folder: Path) -> Examination:
     try:
         recorded = {**run["source"], "path": Path(run["source"]["path"])}
         subject = load_source(Source(**recorded))
-        then = {"weights": results["subject"]["sha256"], "canary": run["canary"]}
+        weights, said = str(results["subject"]["sha256"]), [float(x) for x in run["canary"]]
         passed = {check["name"]: check["ok"] for check in results["audit"]}
         versions = dict(run["versions"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: its run records no model to look at ({error})") from None
     examined = examine(subject)
-    now = {"weights": subject.sha256, "canary": canary(subject.model)}
-    drifts = [Drift(name, str(then[name]), str(now[name])) for name in then]
+    says = canary(subject.model)
+    drifts = [
+        Drift("weights", weights, subject.sha256),
+        Drift("output on trial tokens", _told(said, says), _told(says, said)),
+    ]
     for check in examined.checks:
         before = {True: "passed", False: "failed", None: "not made"}[passed.get(check.name)]
         now_reads = "passed" if check.ok else "failed"
@@ -98,12 +102,19 @@ def load_source(source: Source) -> Subject:
 
 
 @torch.no_grad()
-def canary(model: HookedModel) -> list[str]:
-    """A few numbers of what the model says to trial tokens, to as many digits as stay."""
+def canary(model: HookedModel) -> list[float]:
+    """A few numbers of what the model says to trial tokens."""
     output = model(trial_tokens(model)).double().flatten()
-    shown = output[:: max(1, len(output) // 8)][:8]
-    scale = float(output.abs().max()) or 1.0
-    return [f"{float(value) / scale:.{DIGITS}f}".replace("-0.0000", "0.0000") for value in shown]
+    return [float(value) for value in output[:: max(1, len(output) // CANARY)][:CANARY]]
+
+
+def _told(numbers: list[float], others: list[float]) -> str:
+    """The first number that differs, in so many digits that it shows; "the same" if none does."""
+    largest = max(map(abs, others), default=0.0)
+    for one, other in zip(numbers, others, strict=True):
+        if not abs(one - other) <= ROUNDING * largest:
+            return f"{one:.6g}"
+    return "the same"
 
 
 def provenance(subject: Subject) -> dict[str, object]:

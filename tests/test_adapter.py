@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probe.adapters import load_adapted
 from probe.audit import audit, trial_tokens
+from probe.checkpoints.adapted import load_adapted
 from probe.checkpoints.base import load
 from probe.doctor import examine
 from probe.errors import InputError
@@ -27,9 +26,10 @@ from probe.models.wrapped import (
     WrappedLanguageModel,
     WrappedSequenceModel,
 )
+from probe.views import permuted_twin
 
 DEPTH, HEADS, GROUPS, D_HEAD, WIDTH, D_IN = 3, 4, 2, 8, 24, 5
-TEMPLATE = Path(__file__).parent.parent / "examples" / "adapter_template.py"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "adapter.py"
 
 
 class Attention(nn.Module):
@@ -253,16 +253,93 @@ def test_names_that_are_not_installed() -> None:
         load_adapted("/none.py:build", Path())
 
 
-def test_template_reads_x_transformers(tmp_path: Path) -> None:
-    theirs = pytest.importorskip("x_transformers", reason="x-transformers is not installed")
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"read_out": lambda module, stream: module.head(stream)}, "streams at the hook sites"),
+        ({"mlp": None}, "residual sum"),
+        ({"attention": Site("layers.1.mlp")}, "residual sum"),
+    ],
+)
+def test_other_mistakes_fail(changes: dict[str, Any], name: str) -> None:
+    if "read_out" not in changes:
+        blocks = [block(n) for n in range(DEPTH)]
+        blocks[1] = replace(blocks[1], **changes)
+        changes = {"blocks": tuple(blocks)}
+    failed = {check.name: check.reads for check in failures(wrapped(reading(**changes)))}
+    assert "in block" in failed[name]
+
+
+def test_weights_can_be_permuted() -> None:
+    model = wrapped(reading())
+    tokens = trial_tokens(model)
+    assert not torch.allclose(permuted_twin(model, 0)(tokens), model(tokens))
+
+
+def test_an_edit_at_the_stream_that_is_resumed_is_kept() -> None:
+    model = wrapped(reading())
+    site = model.layer_sites()[1]
+    _, cache = model.run_with_cache(trial_tokens(model))
+    silent = torch.zeros_like(cache[site])
+    with model.hooks(fwd_hooks=[(site, lambda value, hook: silent)]):
+        edited = model.resume(cache[site], 1)
+    assert torch.equal(edited, model.resume(silent, 1))
+    assert not torch.allclose(edited, model.resume(cache[site], 1))
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> tuple[nn.Module, Path]:
+    """A module that the example reads, and its weights."""
+    known = pytest.importorskip("x_transformers", reason="x-transformers is not installed")
     torch.manual_seed(0)
-    layers = theirs.Decoder(dim=32, depth=2, heads=2, attn_dim_head=16)
-    made = theirs.ContinuousTransformerWrapper(
+    layers = known.Decoder(dim=32, depth=2, heads=2, attn_dim_head=16)
+    made = known.ContinuousTransformerWrapper(
         dim_in=10, dim_out=10, max_seq_len=64, attn_layers=layers
     )
-    file = tmp_path / "theirs.safetensors"
-    save_file(made.state_dict(), file)
-    subject = load(file, adapter=f"{TEMPLATE}:build")
+    torch.save(made.state_dict(), tmp_path / "x.pt")
+    return made.eval(), tmp_path / "x.pt"
+
+
+def test_the_example_is_short() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) < 30
+
+
+def test_the_example_reads_x_transformers(theirs: tuple[nn.Module, Path]) -> None:
+    made, file = theirs
+    subject = load(file, adapter=f"{EXAMPLE}:build")
     assert examine(subject).complaint is None
     tokens = trial_tokens(subject.model)
-    assert torch.allclose(subject.model(tokens), made.eval()(tokens), atol=1e-6)
+    assert torch.allclose(subject.model(tokens), made(tokens), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("range(3)", "(1, 0, 2)", "rule of queries, keys and values"),
+        ("BlockReading(stream[n]", "BlockReading(stream[n + 1]", "residual sum"),
+        ("role), heads)", "role), heads + 1)", "attend: shape"),
+    ],
+)
+def test_mistakes_in_the_example_are_caught(
+    command: Callable[..., Any],
+    theirs: tuple[nn.Module, Path],
+    tmp_path: Path,
+    right: str,
+    wrong: str,
+    said: str,
+) -> None:
+    text = EXAMPLE.read_text()
+    assert right in text
+    spec = adapter(tmp_path, text.replace(right, wrong))
+    outcome = command("doctor", theirs[1], "--adapter", spec)
+    assert outcome.code == 2 and said in outcome.err
+
+
+@pytest.mark.slow
+def test_the_example_is_analysed(
+    command: Callable[..., Any], theirs: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    asked = ("--adapter", f"{EXAMPLE}:build", "--task", "linear", "--sequences", 256)
+    outcome = command("analyze", theirs[1], *asked, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "solves" not in outcome.out and "gradient" not in outcome.out

@@ -19,6 +19,7 @@ from probe.models.hooked import HookedModel, Tokens
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
 
+ADAPTER = "adapter"  # the format that reads whatever it is told to
 LARGEST_CONFIG = 2**22  # bytes of a config.json that is read at all
 NOT_OURS = "a model whose weights have known roles (a SequenceTransformer)"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -132,14 +133,11 @@ def load(
 
 
 def _read(source: Source) -> Subject:
-    if source.adapter is not None:
-        from probe.adapters import load_adapted  # which builds on this module
-
-        return load_adapted(source.adapter, source.path)
     if not source.file.exists() and not source.allow_hub:
         raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
     known = registry.discover(checkpoints)
-    recognised = (one for one in known.values() if one.recognises(source))
+    asked = {ADAPTER: known[ADAPTER]} if source.adapter else known
+    recognised = (one for one in asked.values() if one.recognises(source))
     if (chosen := next(recognised, None)) is None:
         names = ", ".join(known)
         raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")

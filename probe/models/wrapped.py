@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from probe.capture import reading_device
 from probe.errors import InputError
 from probe.models.hooked import (
     Cache,
@@ -182,9 +183,10 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
         self.module = module.eval().requires_grad_(False)
         for name in (*(site.module for _, site, _ in self._passing()), *_named_steps(reading)):
             _part(module, name)
+        tokens = self._blank(1, min(TRIAL, self.longest or TRIAL)).to(reading_device(self))
         with torch.no_grad():
-            said, cache = self.run_with_cache(self._blank(1, TRIAL))
-        if said.ndim != 3 or said.shape[:2] != (1, TRIAL):
+            said, cache = self.run_with_cache(tokens)
+        if said.ndim != 3 or said.shape[:2] != tokens.shape[:2]:
             raise InputError(f"the module says {list(said.shape)}, not (batch, time, width)")
         self._widths = cache[self.layer_sites()[0]].shape[-1], said.shape[-1]
 

@@ -1,8 +1,8 @@
-"""How `--adapter` reads a model of x-transformers: name its parts, and wrap it."""
+"""How mesaprobe reads a module of x-transformers; `mesaprobe doctor` checks every line of it."""
 
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
 from x_transformers import ContinuousTransformerWrapper, Decoder
 
 from probe.models.wrapped import AttentionReading, BlockReading, HeadView, Reading, Site
@@ -13,11 +13,9 @@ def build(path: Path, d=10, depth=2, heads=2, width=16) -> Model:
     """PATH holds the state dict; the sizes are those it was trained with."""
     layers = Decoder(dim=heads * width, depth=depth, heads=heads, attn_dim_head=width)
     net = ContinuousTransformerWrapper(dim_in=d, dim_out=d, max_seq_len=64, attn_layers=layers)
-    net.load_state_dict(load_file(path))
-    stream = [
-        Site("emb_dropout"),
-        *(Site(f"attn_layers.layers.{2 * n + 1}.2") for n in range(depth)),
-    ]
+    net.load_state_dict(torch.load(path, weights_only=True))
+    after = (Site(f"attn_layers.layers.{2 * n + 1}.2") for n in range(depth))
+    stream = [Site("emb_dropout"), *after]
     blocks = []
     for n in range(depth):
         attention, mlp = (f"attn_layers.layers.{2 * n + part}.1" for part in (0, 1))

@@ -9,12 +9,27 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from probe.checkpoints.base import Subject, hash_of, row_of
+from probe.checkpoints.base import Source, Subject, hash_of, row_of
 from probe.errors import InputError
 from probe.models.hooked import HookedModel
 from probe.models.wrapped import Wrapped
 
 GROUP = "mesaprobe.adapters"
+
+
+class Adapted:
+    """FILE.py:FUNCTION, or the name of an entry point in the group `mesaprobe.adapters`."""
+
+    name = "adapter"
+
+    def recognises(self, source: Source) -> bool:
+        """Where the user names an adapter."""
+        return source.adapter is not None
+
+    def read(self, source: Source) -> Subject:
+        """Executes the user's code; raises InputError as `load_adapted` does."""
+        assert source.adapter is not None
+        return load_adapted(source.adapter, source.path)
 
 
 def load_adapted(spec: str, path: Path) -> Subject:
@@ -104,3 +119,6 @@ def _place(error: BaseException, file: Path) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
     return f"{file}:{lines[-1]}" if lines else None
+
+
+NAMED = {Adapted.name: Adapted()}

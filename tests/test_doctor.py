@@ -1,0 +1,73 @@
+"""`doctor` audits a checkpoint, and says of a finished run what has changed since."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def run(command, tiny, tmp_path):
+    """A finished run of a small model, which is the test's own."""
+    import shutil
+
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny, model)
+    asked = ("--sequences", 256, "--only", "behaviour", "--out", out)
+    assert command("analyze", model, *asked).code == 0
+    return model, out
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_right_checkpoint_passes(command, tiny):
+    said = command("doctor", tiny)
+    assert said.code == 0 and "WRONG" not in said.out
+    assert said.out.count("right") >= 7
+
+
+def test_an_unchanged_run_stands(command, run):
+    said = command("doctor", run[1])
+    assert said.code == 0 and "Changed since" not in said.out
+
+
+def test_other_versions_are_told_and_do_no_harm(command, run):
+    versions = {"mesaprobe": "0.0.1", "torch": "1.0"}
+    change(run[1] / "run.json", versions=versions)
+    said = command("doctor", run[1])
+    assert said.code == 0 and "0.0.1" in said.out and "1.0" in said.out
+
+
+def test_other_weights_are_found(command, run):
+    from safetensors.torch import load_file, save_file
+
+    path = run[0] / "model.safetensors"
+    tensors = load_file(path)
+    tensors["W_U" if "W_U" in tensors else next(iter(tensors))] *= 1.01
+    save_file(tensors, path)
+    said = command("doctor", run[1])
+    assert said.code == 2 and "weights: was" in said.err and "output on trial" in said.out
+
+
+def test_another_canary_is_found(command, run):
+    change(run[1] / "run.json", canary=[0.1234] * 8)
+    said = command("doctor", run[1])
+    assert said.code == 2 and "output on trial tokens: was 0.1234" in said.err
+
+
+def test_a_check_that_no_longer_reads_the_same_is_found(command, run):
+    results = json.loads((run[1] / "results.json").read_text())
+    results["audit"][1]["ok"] = False
+    change(run[1] / "results.json", audit=results["audit"])
+    said = command("doctor", run[1])
+    assert said.code == 2 and "was failed, is passed" in said.err
+
+
+def test_a_run_whose_model_is_gone_is_one_line(command, run):
+    run[0].rename(run[0].with_name("elsewhere"))
+    assert "no such file or folder" in command("doctor", run[1]).problem
+    change(run[1] / "run.json", source=None)
+    assert "records no model" in command("doctor", run[1]).problem
+    (run[1] / "run.json").write_text("{")
+    assert "not readable" in command("doctor", run[1]).problem
