@@ -172,9 +172,9 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
 
     setup: Callable[[], None]
 
-    def __init__(self, module: nn.Module, reading: Reading):
+    def __init__(self, module: nn.Module, reading: Reading, longest: int | None):
         super().__init__()
-        self.reading = reading
+        self.reading, self._longest = reading, longest
         self.blocks = nn.ModuleList(_points_of(block) for block in reading.blocks)
         if not self.blocks:
             raise InputError("the description names no block")
@@ -212,6 +212,11 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self._widths[0]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None if no limit is known."""
+        return self._longest
 
     def layer_sites(self) -> tuple[str, ...]:
         """The stream before each block, then after the last."""
@@ -333,8 +338,8 @@ class WrappedSequenceModel(Wrapped, SequenceModel):
         Raises:
             InputError: A name that the module lacks, or one that a pass does not meet once.
         """
-        self._d_in, self._longest = d_in, longest
-        super().__init__(module, reading)
+        self._d_in = d_in
+        super().__init__(module, reading, longest)
 
     @property
     def d_in(self) -> int:
@@ -345,11 +350,6 @@ class WrappedSequenceModel(Wrapped, SequenceModel):
     def d_out(self) -> int:
         """Width of a prediction."""
         return self._widths[1]
-
-    @property
-    def longest(self) -> int | None:
-        """Most tokens that it reads; None if no limit is known."""
-        return self._longest
 
     def _blank(self, batch: int, time: int) -> Tensor:
         return torch.zeros(batch, time, self.d_in, dtype=_dtype(self.module))
@@ -376,18 +376,13 @@ class WrappedLanguageModel(Wrapped, LanguageModel):
         Raises:
             InputError: A name that the module lacks, or one that a pass does not meet once.
         """
-        self._longest, self._tokenizer = longest, tokenizer
-        super().__init__(module, reading)
+        self._tokenizer = tokenizer
+        super().__init__(module, reading, longest)
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
         return self._widths[1]
-
-    @property
-    def longest(self) -> int | None:
-        """Most tokens that it reads; None if no limit is known."""
-        return self._longest
 
     @property
     def tokenizer(self) -> Any | None:
