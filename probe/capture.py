@@ -1,25 +1,61 @@
 """Hooks to activations: one forward pass per batch, read at the sites that the stages ask for."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from probe.errors import InputError
 from probe.models.hooked import HookedModel, Tokens
 
 GROUP = 16
 
 
 Edit = Callable[[Tensor], Tensor]
+Reader = Callable[[Tensor], None]
 
 
-def reading_device(model: HookedModel) -> torch.device:
+class _Deepest(Exception):
+    """All sites have been read."""
+
+
+def reading_device(model: nn.Module) -> torch.device:
     """Where a model wants its tokens; weights that are offloaded stand nowhere until they run."""
     places = (parameter.device for parameter in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+
+
+@torch.no_grad()
+def read_sites(model: HookedModel, tokens: Tokens, readers: Mapping[str, Reader]) -> None:
+    """Shows each reader what passes its site, and leaves the model behind the deepest of them.
+
+    Readers are shown the model's own tensors, on whatever device they are, and must not keep or
+    change them.
+
+    Raises:
+        InputError: The model has run, and a site was not passed.
+    """
+    left = set(readers)
+
+    def show(tensor: Tensor, hook: object, site: str) -> None:
+        readers[site](tensor)
+        left.discard(site)
+        if not left:
+            raise _Deepest
+
+    hooks: list[tuple[Any, Callable[..., Any]]] = [
+        (site, partial(show, site=site)) for site in readers
+    ]
+    with suppress(_Deepest), model.hooks(fwd_hooks=hooks):
+        model(tokens.to(reading_device(model)))
+    if left:
+        raise InputError(f"the model does not pass {', '.join(sorted(left))}")
 
 
 @dataclass(frozen=True)

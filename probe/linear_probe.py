@@ -176,6 +176,20 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.alphas = alphas
         self.fit_intercept = fit_intercept
 
+    @classmethod
+    def from_moments(cls, moments: CentredMoments, eps: float) -> "RidgeProbe":
+        """A probe that has seen rows elsewhere, such as in a stream.
+
+        Args:
+            moments: Of at least two rows.
+            eps: Machine epsilon of the precision to which the moments are known.
+        """
+        probe = cls()
+        probe._data, probe._solution = _Many(moments), None
+        probe._eps, probe._flat = eps, False
+        probe.n_features_in_ = len(moments.mean_x)
+        return probe
+
     def fit(self, X: Any, y: Any) -> "RidgeProbe":
         """Fits to these rows alone.
 

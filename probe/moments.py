@@ -85,6 +85,14 @@ class CentredMoments:
         dx, dy = x - mean_x, y - mean_y
         return cls(len(x), mean_x, mean_y, Moments(dx.T @ dx, dx.T @ dy, dy.square().sum(0)))
 
+    @classmethod
+    def from_sums(
+        cls, rows: int, x: Float[Tensor, " d"], y: Float[Tensor, " k"], products: Moments
+    ) -> "CentredMoments":
+        """The moments from the sums of x and y and their moments about the origin."""
+        mean_x, mean_y = x / rows, y / rows
+        return cls(rows, mean_x, mean_y, products.without(_outer(mean_x, mean_y, rows)))
+
     def merge(self, other: "CentredMoments") -> "CentredMoments":
         """The moments of both samples together."""
         rows = self.rows + other.rows
