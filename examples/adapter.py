@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from x_transformers import ContinuousTransformerWrapper, Decoder
 
-from probe.models.wrapped import AttentionReading, BlockReading, HeadView, Reading, Site
+from probe.models.reading import AttentionReading, BlockReading, HeadView, Reading, Site
 from probe.models.wrapped import WrappedSequenceModel as Model
 
 

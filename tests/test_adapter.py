@@ -17,15 +17,8 @@ from probe.checkpoints.base import load
 from probe.doctor import examine
 from probe.errors import InputError
 from probe.findings import Check
-from probe.models.wrapped import (
-    AttentionReading,
-    BlockReading,
-    HeadView,
-    Reading,
-    Site,
-    WrappedLanguageModel,
-    WrappedSequenceModel,
-)
+from probe.models.reading import AttentionReading, BlockReading, HeadView, Reading, Site
+from probe.models.wrapped import WrappedLanguageModel, WrappedSequenceModel
 from probe.views import permuted_twin
 
 DEPTH, HEADS, GROUPS, D_HEAD, WIDTH, D_IN = 3, 4, 2, 8, 24, 5
