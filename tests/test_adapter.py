@@ -199,6 +199,35 @@ def test_copies_share_nothing() -> None:
     assert all(not part._forward_hooks for part in model.module.modules())
 
 
+def test_heads_are_put_back_where_they_were() -> None:
+    tensor = torch.randn(2, 3, 10)
+    view = HeadView(Site(""), 2, 4, 10)
+    assert torch.equal(view.put(view.of(tensor), tensor), tensor)
+    changed = view.put(view.of(tensor) * 0, tensor)
+    assert torch.equal(changed[..., :4], tensor[..., :4]) and not changed[..., 4:].any()
+    split = torch.randn(2, 4, 3, 5)
+    view = HeadView(Site(""), 4)
+    assert view.of(split).shape == (2, 3, 4, 5)
+    assert torch.equal(view.put(view.of(split), split), split)
+    with pytest.raises(InputError, match="holds no 3 heads"):
+        HeadView(Site(""), 3).of(split)
+
+
+def test_rules_of_their_own() -> None:
+    """A rule that is right passes; softmax of everything is not what the heads do."""
+
+    def mean(read: AttentionReading) -> AttentionReading:
+        return replace(read, rule=lambda heads: heads.values.mean(1, keepdim=True))
+
+    def own(read: AttentionReading) -> AttentionReading:
+        return replace(read, rule=read.mix)
+
+    assert failures(wrapped(with_heads(0, own))) == []
+    for wrong in (mean, lambda read: replace(read, causal=False)):
+        (check,) = failures(wrapped(with_heads(0, wrong)))
+        assert check.part == "heads"
+
+
 def adapter(folder: Path, body: str) -> str:
     file = folder / "mine.py"
     file.write_text(body)
@@ -214,6 +243,8 @@ def test_loads_by_file_and_function(tmp_path: Path, command: Callable[..., Any])
     assert subject.original is not None
     assert examine(subject).complaint is None
     assert command("doctor", str(tmp_path), "--adapter", spec).code == 0
+    asked = ("describe", tmp_path, "--adapter", spec, "--task", "linear")
+    assert "tokens of width 10; the model reads 5" in command(*asked).problem
     again = adapter(tmp_path, body.format("return net()"))
     with pytest.raises(InputError, match="made a Net, not a HookedModel"):
         load_adapted(again, tmp_path)
@@ -297,12 +328,19 @@ def test_the_example_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 30
 
 
-def test_the_example_reads_x_transformers(theirs: tuple[nn.Module, Path]) -> None:
+def test_the_example_reads_x_transformers(
+    command: Callable[..., Any], theirs: tuple[nn.Module, Path]
+) -> None:
     made, file = theirs
     subject = load(file, adapter=f"{EXAMPLE}:build")
     assert examine(subject).complaint is None
     tokens = trial_tokens(subject.model)
     assert torch.allclose(subject.model(tokens), made(tokens), atol=1e-6)
+    shown = command("describe", file, "--adapter", f"{EXAMPLE}:build", "--task", "linear", "--json")
+    assert "blocks.1.attn.hook_z" in shown.out
+    assert "attn_layers.layers.0.1.to_q.weight" in shown.out
+    with pytest.raises(InputError, match="65 tokens; the model reads at most 64"):
+        subject.model(torch.zeros(1, 65, 10))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,10 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
         """What the module says at every position.
 
         Raises:
-            InputError: A module that the description names is not called once.
+            InputError: Tokens that the model does not read, or a module that the description names
+                and that is not called once.
         """
+        self._check(tokens)
         with self._hooked():
             return self.bare(tokens)
 
@@ -161,6 +163,11 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
         """Tokens that say nothing."""
         raise NotImplementedError
 
+    def _check(self, tokens: Tensor) -> None:
+        """Refuses more tokens than the model reads."""
+        if self.longest is not None and tokens.shape[1] > self.longest:
+            raise InputError(f"{tokens.shape[1]} tokens; the model reads at most {self.longest}")
+
     def _passing(self) -> Iterator[tuple[str, Site, HeadView | None]]:
         """Hook points, the sites that pass them, and the heads in those sites."""
         for layer, block in enumerate(self.reading.blocks):
@@ -228,6 +235,11 @@ class WrappedSequenceModel(Wrapped, SequenceModel):
 
     def _blank(self, batch: int, time: int) -> Tensor:
         return torch.zeros(batch, time, self.d_in, dtype=_dtype(self.module))
+
+    def _check(self, tokens: Tensor) -> None:
+        super()._check(tokens)
+        if tokens.shape[-1] != self.d_in:
+            raise InputError(f"tokens of width {tokens.shape[-1]}; the model reads {self.d_in}")
 
 
 class WrappedLanguageModel(Wrapped, LanguageModel):
