@@ -1,219 +1,376 @@
-"""Modules of other people are read through a layout; the audit finds what is wrong in one."""
+"""Modules of other people through an adapter; each wrong description fails at its own check."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from probe.audit import audit, failed, trial_tokens
+from probe.audit import audit, trial_tokens
+from probe.checkpoints.adapted import load_adapted
+from probe.checkpoints.base import load
+from probe.doctor import examine
 from probe.errors import InputError
-from probe.models.wrapped import (
-    BlockPlaces,
-    Layout,
-    WrappedLanguage,
-    WrappedSequence,
-    into,
-    out_of,
-)
+from probe.findings import Check
+from probe.models.reading import AttentionReading, BlockReading, HeadView, Reading, Site
+from probe.models.wrapped import WrappedLanguageModel, WrappedSequenceModel
 from probe.views import permuted_twin
 
-WIDTH, HEADS, DEPTH, D = 12, 3, 2, 4
-ADAPTER = Path(__file__).parents[1] / "examples" / "adapter.py"
+DEPTH, HEADS, GROUPS, D_HEAD, WIDTH, D_IN = 3, 4, 2, 8, 24, 5
+EXAMPLE = Path(__file__).parent.parent / "examples" / "adapter.py"
+
+
+class Attention(nn.Module):
+    """Fused queries, keys and values; a key and its value may serve several queries."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups, self.qkv = groups, nn.Linear(WIDTH, (HEADS + 2 * groups) * D_HEAD)
+        self.out = nn.Linear(HEADS * D_HEAD, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        sizes = [count * D_HEAD for count in (HEADS, self.groups, self.groups)]
+        q, k, v = (
+            part.unflatten(-1, (-1, D_HEAD)).transpose(1, 2)
+            for part in self.qkv(x).split(sizes, -1)
+        )
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=0.7, enable_gqa=True
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2)), "and something else"
 
 
 class Layer(nn.Module):
-    """A block as many write it: one map for q, k and v."""
-
-    def __init__(self):
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
-        self.out, self.mlp = (
-            nn.Linear(WIDTH, WIDTH),
-            nn.Sequential(
-                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 20), nn.GELU(), nn.Linear(20, WIDTH)
-            ),
-        )
+        self.norm, self.attention = nn.LayerNorm(WIDTH), Attention(groups)
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32), nn.GELU())
+        self.mlp.append(nn.Linear(32, WIDTH))
 
-    def forward(self, x):
-        q, k, v = (
-            part.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for part in self.qkv(self.norm(x)).chunk(3, -1)
-        )
-        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(z.transpose(1, 2).flatten(2))
-        return x + self.mlp(x)
+    def forward(self, *, stream: Tensor) -> Tensor:
+        stream = stream + self.attention(self.norm(stream))[0]
+        return stream + self.mlp(stream)
 
 
-class Somebody(nn.Module):
-    """A model of somebody's."""
+class Net(nn.Module):
+    """A model that knows nothing of hooks; blocks take the stream by keyword."""
 
-    def __init__(self, reads: nn.Module, says: int):
+    def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
-        self.reads = reads
-        self.layers = nn.ModuleList(Layer() for _ in range(DEPTH))
-        self.norm, self.says = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, says)
+        self.embed, self.final = embed, nn.LayerNorm(WIDTH)
+        self.layers = nn.ModuleList(Layer(groups) for _ in range(DEPTH))
+        self.head = nn.Linear(WIDTH, D_IN)
 
-    def forward(self, tokens):
-        x = self.reads(tokens)
+    def forward(self, tokens: Tensor) -> Tensor:
+        stream = self.embed(tokens)
         for layer in self.layers:
-            x = layer(x)
-        return self.says(self.norm(x))
+            stream = layer(stream=stream)
+        said: Tensor = self.head(self.final(stream))
+        return said
 
 
-def layout(**changes) -> Layout:
-    blocks = tuple(
-        BlockPlaces(
-            into(f"layers.{i}"),
-            out_of(f"layers.{i}.out"),
-            **{role: out_of(f"layers.{i}.qkv", j, 3) for j, role in enumerate("qkv")},
-            z=into(f"layers.{i}.out"),
-            mlp=out_of(f"layers.{i}.mlp"),
-        )
-        for i in range(DEPTH)
+def block(n: int, groups: int = GROUPS) -> BlockReading:
+    """The right description of a block of `Net`."""
+    fused, first, second = Site(f"layers.{n}.attention.qkv"), HEADS * D_HEAD, groups * D_HEAD
+    return BlockReading(
+        Site(f"layers.{n}", "input", "stream"),
+        Site(f"layers.{n}.attention"),
+        Site(f"layers.{n}.mlp"),
+        AttentionReading(
+            HeadView(fused, HEADS, 0, first),
+            HeadView(fused, groups, first, first + second),
+            HeadView(fused, groups, first + second),
+            HeadView(Site(f"layers.{n}.attention.out", "input"), HEADS),
+            scale=0.7,
+        ),
     )
-    whole = Layout(
-        blocks,
-        out_of(f"layers.{DEPTH - 1}"),
-        HEADS,
-        WIDTH // HEADS,
-        WIDTH,
-        lambda module, stream: module.says(module.norm(stream)),
+
+
+def reading(**changed: Any) -> Reading:
+    """The right description of `Net`, or one that is changed."""
+    right = Reading(
+        tuple(block(n) for n in range(DEPTH)), Site(f"layers.{DEPTH - 1}"), ("final", "head")
     )
-    return replace(whole, **changes)
+    return replace(right, **changed)
 
 
-def somebody(reads=None, says=D) -> Somebody:
+def with_heads(
+    n: int, change: Callable[[AttentionReading], AttentionReading], groups: int = GROUPS
+) -> Reading:
+    """A description that is mistaken about the heads of one block."""
+    blocks = [block(m, groups) for m in range(DEPTH)]
+    read = blocks[n].heads
+    assert read is not None
+    blocks[n] = replace(blocks[n], heads=change(read))
+    return reading(blocks=tuple(blocks))
+
+
+def net(embed: nn.Module | None = None, groups: int = GROUPS) -> Net:
     torch.manual_seed(0)
-    module = Somebody(reads or nn.Linear(D, WIDTH), says)
-    for layer in module.layers:
-        nn.init.normal_(layer.qkv.weight, std=0.5)
-    return module
+    return Net(embed or nn.Linear(D_IN, WIDTH), groups)
 
 
-def wrapped(**changes) -> WrappedSequence:
-    return WrappedSequence(somebody(), layout(**changes), D, D)
+def wrapped(described: Reading, groups: int = GROUPS) -> WrappedSequenceModel:
+    return WrappedSequenceModel(net(groups=groups), described, D_IN)
 
 
-def each_block(**changes):
-    """The layout with places of every block changed by functions of the block."""
-    blocks = tuple(
-        replace(block, **{name: change(block, i) for name, change in changes.items()})
-        for i, block in enumerate(layout().blocks)
-    )
-    return {"blocks": blocks}
+def failures(model: WrappedSequenceModel | WrappedLanguageModel) -> list[Check]:
+    return [c for c in audit(model, trial_tokens(model), model.bare) if not c.ok]
 
 
-def test_a_right_layout_passes_the_audit_and_changes_nothing():
-    model = wrapped()
+def test_right_descriptions_pass() -> None:
+    words = WrappedLanguageModel(net(nn.Embedding(D_IN, WIDTH)), reading())
+    for model in (wrapped(reading()), words):
+        checks = audit(model, trial_tokens(model), model.bare)
+        assert len(checks) == 8
+        assert [check.name for check in checks if not check.ok] == []
+    assert (words.vocabulary, words.layers, words.d_model) == (D_IN, DEPTH, WIDTH)
+
+
+def test_swapped_queries_and_keys_fail() -> None:
+    """With as many keys as queries: nothing but their roles is mistaken."""
+    same = wrapped(with_heads(1, lambda read: read, HEADS), HEADS)
+    assert failures(same) == []
+    swapped = with_heads(1, lambda read: replace(read, q=read.k, k=read.q), HEADS)
+    (check,) = failures(wrapped(swapped, HEADS))
+    assert (check.name, check.part) == ("rule of queries, keys and values", "heads")
+    assert check.reads.endswith("in block 1")
+
+
+def test_a_stream_one_block_off_fails() -> None:
+    blocks = [block(n) for n in range(DEPTH)]
+    blocks[1] = replace(blocks[1], stream=blocks[2].stream)
+    failed = {check.name: check.reads for check in failures(wrapped(reading(blocks=tuple(blocks))))}
+    assert failed["residual sum"].endswith("in block 0")
+
+
+def test_a_wrong_count_of_heads_fails() -> None:
+    def halve(read: AttentionReading) -> AttentionReading:
+        roles = {role: getattr(read, role) for role in ("q", "k", "v", "gathered")}
+        return replace(read, **{r: replace(v, heads=v.heads // 2) for r, v in roles.items()})
+
+    (check,) = failures(wrapped(with_heads(2, halve)))
+    assert (check.name, check.part) == ("rule of queries, keys and values", "heads")
+    assert check.reads.endswith("in block 2")
+    with pytest.raises(InputError, match=r"layers\.0\.attention\.qkv: shape .* holds no 5 heads"):
+        wrapped(with_heads(0, lambda read: replace(read, q=replace(read.q, heads=5))))
+
+
+def test_a_stream_that_the_skip_connection_passes_by_fails() -> None:
+    blocks = [block(n) for n in range(DEPTH)]
+    blocks[1] = replace(blocks[1], stream=Site("layers.1.norm", "input"))
+    failed = {check.name: check.reads for check in failures(wrapped(reading(blocks=tuple(blocks))))}
+    assert failed["streams at the hook sites"].endswith("in block 1")
+
+
+def test_names_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match=r"Net has no module 'layers\.7'; close: layers"):
+        wrapped(reading(after=Site("layers.7")))
+    with pytest.raises(InputError, match="no module 'fina'; close: final"):
+        wrapped(reading(read_out=("fina", "head")))
+    with pytest.raises(InputError, match="layers: called 0 times in a pass"):
+        wrapped(reading(after=Site("layers")))
+    shared = net()
+    shared.layers[1] = shared.layers[0]
+    with pytest.raises(InputError, match=r"layers\.0: called 2 times in a pass"):
+        WrappedSequenceModel(shared, reading(), D_IN)
+
+
+def test_copies_share_nothing() -> None:
+    model = wrapped(reading())
     tokens = trial_tokens(model)
-    assert torch.equal(model(tokens), somebody()(tokens))
-    assert all(check.ok for check in audit(model, tokens, somebody()))
-    speaker = WrappedLanguage(somebody(nn.Embedding(30, WIDTH), 30), layout(), 30)
-    assert all(check.ok for check in audit(speaker, trial_tokens(speaker)))
+    before = model(tokens)
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.mul_(0.5)
+    site = copy.head_sites(0)
+    assert site is not None
+    with copy.hooks(fwd_hooks=[(site.gathered, lambda value, hook: torch.zeros_like(value))]):
+        edited = copy(tokens)
+        assert torch.equal(model(tokens), before)
+    assert not torch.allclose(edited, copy(tokens))
+    assert torch.equal(copy(tokens), copy.bare(tokens))
+    assert all(not part._forward_hooks for part in model.module.modules())
+
+
+def test_heads_are_put_back_where_they_were() -> None:
+    tensor = torch.randn(2, 3, 10)
+    view = HeadView(Site(""), 2, 4, 10)
+    assert torch.equal(view.put(view.of(tensor), tensor), tensor)
+    changed = view.put(view.of(tensor) * 0, tensor)
+    assert torch.equal(changed[..., :4], tensor[..., :4]) and not changed[..., 4:].any()
+    split = torch.randn(2, 4, 3, 5)
+    view = HeadView(Site(""), 4)
+    assert view.of(split).shape == (2, 3, 4, 5)
+    assert torch.equal(view.put(view.of(split), split), split)
+    with pytest.raises(InputError, match="holds no 3 heads"):
+        HeadView(Site(""), 3).of(split)
+
+
+def test_rules_of_their_own() -> None:
+    """A rule that is right passes; softmax of everything is not what the heads do."""
+
+    def mean(read: AttentionReading) -> AttentionReading:
+        return replace(read, rule=lambda heads: heads.values.mean(1, keepdim=True))
+
+    def own(read: AttentionReading) -> AttentionReading:
+        return replace(read, rule=read.mix)
+
+    assert failures(wrapped(with_heads(0, own))) == []
+    for wrong in (mean, lambda read: replace(read, causal=False)):
+        (check,) = failures(wrapped(with_heads(0, wrong)))
+        assert check.part == "heads"
+
+
+def adapter(folder: Path, body: str) -> str:
+    file = folder / "mine.py"
+    file.write_text(body)
+    return f"{file}:build"
+
+
+def test_loads_by_file_and_function(tmp_path: Path, command: Callable[..., Any]) -> None:
+    body = "from tests.test_adapter import net, reading, wrapped\n\n\ndef build(path):\n    {}\n"
+    spec = adapter(tmp_path, body.format("return wrapped(reading())"))
+    subject = load(tmp_path, adapter=spec)
+    assert subject.format == "adapter"
+    assert subject.parameters == sum(p.numel() for p in net().parameters())
+    assert subject.original is not None
+    assert examine(subject).complaint is None
+    assert command("doctor", str(tmp_path), "--adapter", spec).code == 0
+    asked = ("describe", tmp_path, "--adapter", spec, "--task", "linear")
+    assert "tokens of width 10; the model reads 5" in command(*asked).problem
+    again = adapter(tmp_path, body.format("return net()"))
+    with pytest.raises(InputError, match="made a Net, not a HookedModel"):
+        load_adapted(again, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "part"),
+    ("body", "said"),
     [
-        (each_block(q=lambda b, i: b.k, k=lambda b, i: b.q), "heads"),
-        (each_block(v=lambda b, i: b.k), "heads"),
-        ({"heads": 2, "d_head": 6}, "heads"),
-        (each_block(stream=lambda b, i: out_of(f"layers.{i}")), "updates"),
-        (each_block(mlp=lambda b, i: None), "updates"),
-        (each_block(attention=lambda b, i: out_of(f"layers.{i}.mlp")), "updates"),
-        (each_block(stream=lambda b, i: into(f"layers.{i}.norm")), "streams"),
-        ({"read_out": lambda module, stream: stream[..., :D]}, None),
+        ("def build(path):\n    return {}['a']\n", r"mine\.py:2: KeyError: 'a'"),
+        ("def build(path)\n    pass\n", r"mine\.py:1: SyntaxError"),
+        ("import nowhere_at_all\n", r"mine\.py:1: ModuleNotFoundError"),
+        ("def other(path): ...\n", "has no function 'build'"),
+        (
+            "from tests.test_adapter import Site, reading, wrapped\n"
+            "def build(path):\n    return wrapped(reading(after=Site('layer.2')))\n",
+            r"mine\.py:3: Net has no module 'layer\.2'; close: layers\.2",
+        ),
     ],
 )
-def test_a_wrong_layout_fails_where_it_is_wrong(changes, part):
-    model = wrapped(**changes)
-    checks = audit(model, trial_tokens(model))
-    if part is None:  # read_out stands apart from the forward pass: no check can miss it
-        said = model.read_out(model.run_with_cache(trial_tokens(model))[1]["hook_resid_final"])
-        assert not torch.allclose(said, model(trial_tokens(model)))
-    else:
-        assert "block 0" in failed(checks, frozenset({part})).reads
+def test_errors_are_one_line_with_their_place(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        load_adapted(adapter(tmp_path, body), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_copies_share_nothing():
-    model = wrapped()
-    copy, tokens = deepcopy(model), trial_tokens(model)
-    site = "blocks.1.hook_resid_pre"
-    with copy.hooks(fwd_hooks=[(site, lambda value, hook: value * 0)]):
-        silenced, untouched = copy(tokens), model(tokens)
-    assert torch.equal(untouched, somebody()(tokens))
-    assert not torch.allclose(silenced, untouched)
-    assert torch.equal(copy(tokens), untouched)
-    assert bool(permuted_twin(model, 0)(tokens).isfinite().all())
-
-
-def test_a_head_count_that_does_not_fit_is_named():
-    model = wrapped(heads=2)
-    with pytest.raises(InputError, match="block 0 has 3 heads, the layout says 2"):
-        audit(model, trial_tokens(model))
-    model = wrapped(d_head=5)
-    with pytest.raises(InputError, match="12 wide, no multiple of 5"):
-        model(trial_tokens(model))
-
-
-def test_a_module_that_is_not_there_is_named_with_close_names():
-    with pytest.raises(InputError, match=r"no module 'layers.0.atn'; close names: layers.0"):
-        wrapped(last=into("layers.0.atn"))
-
-
-def write(path, body):
-    path.write_text(body)
-    return path
+def test_names_that_are_not_installed() -> None:
+    with pytest.raises(InputError, match=r"nowhere: not FILE\.py:FUNCTION, nor installed"):
+        load_adapted("nowhere", Path())
+    with pytest.raises(InputError, match=r"no file /none\.py"):
+        load_adapted("/none.py:build", Path())
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("changes", "name"),
     [
-        ("def build(path):\n    return 3\n", "returned int, no HookedModel"),
-        ("def build(path):\n    raise OSError('gone')\n", "my.py:2: OSError: gone"),
-        ("import nothing_like_it\n", "ModuleNotFoundError"),
-        ("def other(path):\n    pass\n", "has no function build"),
+        ({"read_out": lambda module, stream: module.head(stream)}, "streams at the hook sites"),
+        ({"mlp": None}, "residual sum"),
+        ({"attention": Site("layers.1.mlp")}, "residual sum"),
     ],
 )
-def test_an_adapter_that_fails_is_one_line(command, tiny, tmp_path, body, says):
-    file = write(tmp_path / "my.py", body)
-    assert says in command("doctor", tiny, "--adapter", f"{file}:build").problem
+def test_other_mistakes_fail(changes: dict[str, Any], name: str) -> None:
+    if "read_out" not in changes:
+        blocks = [block(n) for n in range(DEPTH)]
+        blocks[1] = replace(blocks[1], **changes)
+        changes = {"blocks": tuple(blocks)}
+    failed = {check.name: check.reads for check in failures(wrapped(reading(**changes)))}
+    assert "in block" in failed[name]
 
 
-def test_an_adapter_that_is_not_there(command, tiny):
-    assert "expected FILE.py:FUNCTION" in command("doctor", tiny, "--adapter", "no.py:f").problem
+def test_weights_can_be_permuted() -> None:
+    model = wrapped(reading())
+    tokens = trial_tokens(model)
+    assert not torch.allclose(permuted_twin(model, 0)(tokens), model(tokens))
+
+
+def test_an_edit_at_the_stream_that_is_resumed_is_kept() -> None:
+    model = wrapped(reading())
+    site = model.layer_sites()[1]
+    _, cache = model.run_with_cache(trial_tokens(model))
+    silent = torch.zeros_like(cache[site])
+    with model.hooks(fwd_hooks=[(site, lambda value, hook: silent)]):
+        edited = model.resume(cache[site], 1)
+    assert torch.equal(edited, model.resume(silent, 1))
+    assert not torch.allclose(edited, model.resume(cache[site], 1))
 
 
 @pytest.fixture
-def weights(tmp_path):
-    """Weights of the module that the example reads."""
-    x_transformers = pytest.importorskip("x_transformers")
-    decoder = x_transformers.Decoder(dim=32, depth=2, heads=4, attn_dim_head=8)
-    model = x_transformers.ContinuousTransformerWrapper(
-        dim_in=10, dim_out=10, max_seq_len=64, attn_layers=decoder
+def theirs(tmp_path: Path) -> tuple[nn.Module, Path]:
+    """A module that the example reads, and its weights."""
+    known = pytest.importorskip("x_transformers", reason="x-transformers is not installed")
+    torch.manual_seed(0)
+    layers = known.Decoder(dim=32, depth=2, heads=2, attn_dim_head=16)
+    made = known.ContinuousTransformerWrapper(
+        dim_in=10, dim_out=10, max_seq_len=64, attn_layers=layers
     )
-    torch.save(model.state_dict(), tmp_path / "x.pt")
-    return tmp_path / "x.pt"
+    torch.save(made.state_dict(), tmp_path / "x.pt")
+    return made.eval(), tmp_path / "x.pt"
 
 
-def test_the_example_is_short_and_right(command, weights):
-    assert len(ADAPTER.read_text().splitlines()) < 30
-    assert command("doctor", weights, "--adapter", f"{ADAPTER}:build").code == 0
+def test_the_example_is_short() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) < 30
 
 
-def test_queries_and_keys_swapped_in_the_example_are_caught(command, weights, tmp_path):
-    text = ADAPTER.read_text()
-    swapped = text.replace(".1.to_q", ".1.to_?").replace(".1.to_k", ".1.to_q")
-    file = write(tmp_path / "swapped.py", swapped.replace(".1.to_?", ".1.to_k"))
-    said = command("doctor", weights, "--adapter", f"{file}:build")
-    assert said.code == 2 and "rule of queries, keys and values" in said.err
+def test_the_example_reads_x_transformers(
+    command: Callable[..., Any], theirs: tuple[nn.Module, Path]
+) -> None:
+    made, file = theirs
+    subject = load(file, adapter=f"{EXAMPLE}:build")
+    assert examine(subject).complaint is None
+    tokens = trial_tokens(subject.model)
+    assert torch.allclose(subject.model(tokens), made(tokens), atol=1e-6)
+    shown = command("describe", file, "--adapter", f"{EXAMPLE}:build", "--task", "linear", "--json")
+    assert "blocks.1.attn.hook_z" in shown.out
+    assert "attn_layers.layers.0.1.to_q.weight" in shown.out
+    with pytest.raises(InputError, match="65 tokens; the model reads at most 64"):
+        subject.model(torch.zeros(1, 65, 10))
 
 
-def test_the_example_is_analysed(command, weights, tmp_path):
-    asked = ("--adapter", f"{ADAPTER}:build", "--task", "linear", "--sequences", 256)
-    said = command("analyze", weights, *asked, "--out", tmp_path / "out")
-    assert said.code == 0, said.err
-    assert "solves" not in said.out and "gradient" not in said.out
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("range(3)", "(1, 0, 2)", "rule of queries, keys and values"),
+        ("BlockReading(stream[n]", "BlockReading(stream[n + 1]", "residual sum"),
+        ("role), heads)", "role), heads + 1)", "attend: shape"),
+    ],
+)
+def test_mistakes_in_the_example_are_caught(
+    command: Callable[..., Any],
+    theirs: tuple[nn.Module, Path],
+    tmp_path: Path,
+    right: str,
+    wrong: str,
+    said: str,
+) -> None:
+    text = EXAMPLE.read_text()
+    assert right in text
+    spec = adapter(tmp_path, text.replace(right, wrong))
+    outcome = command("doctor", theirs[1], "--adapter", spec)
+    assert outcome.code == 2 and said in outcome.err
+
+
+@pytest.mark.slow
+def test_the_example_is_analysed(
+    command: Callable[..., Any], theirs: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    asked = ("--adapter", f"{EXAMPLE}:build", "--task", "linear", "--sequences", 256)
+    outcome = command("analyze", theirs[1], *asked, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "solves" not in outcome.out and "gradient" not in outcome.out

@@ -48,12 +48,16 @@ device_option = click.option(
 
 
 def load_with_task(
-    checkpoint: Path, preset: str | None, task_name: str | None
+    checkpoint: Path,
+    preset: str | None,
+    task_name: str | None,
+    adapter: str | None = None,
+    allow_hub: bool = False,
 ) -> "tuple[Subject, Task]":
     """The subject, and the task asked for or its own."""
     from probe.checkpoints.base import load
 
-    return with_task(load(checkpoint, preset), task_name)
+    return with_task(load(checkpoint, preset, allow_hub, adapter), task_name)
 
 
 def with_task(subject: "Subject", task_name: str | None) -> "tuple[Subject, Task]":

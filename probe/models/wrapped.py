@@ -1,12 +1,8 @@
-"""Any module as a model with named sites: a layout says where in it the stream and the heads pass.
+"""Modules of other people, read and changed where a description names their parts."""
 
-The sites are hooks that stand only while the module runs, so that copies share nothing.
-"""
-
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -16,297 +12,325 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from probe.capture import reading_device
 from probe.errors import InputError
 from probe.models.hooked import (
     Cache,
     Heads,
     HeadSites,
+    HookedModel,
     LanguageModel,
     ResidualSum,
     SequenceModel,
     Tokens,
 )
+from probe.models.reading import BlockReading, HeadView, Reading, Site, attach
 
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 ROLES = ("q", "k", "v", "z")
+TRIAL = 4  # tokens of the pass that shows the widths
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor passes: into a module, as its first argument, or out of it.
+class _Points(nn.Module):
+    """Hook points of one block."""
 
-    Attributes:
-        module: Its dotted name.
-        enters: Whether the tensor goes in; otherwise it comes out, as the first of what does.
-        piece: (i, n) where it is the i-th of n equal parts of the last axis, as in fused q, k, v.
-    """
-
-    module: str
-    enters: bool = False
-    piece: tuple[int, int] = (0, 1)
-
-
-def into(module: str) -> Place:
-    """What a module is given first."""
-    return Place(module, enters=True)
-
-
-def out_of(module: str, piece: int = 0, pieces: int = 1) -> Place:
-    """What a module returns, or one of the equal parts of it."""
-    return Place(module, piece=(piece, pieces))
-
-
-@dataclass(frozen=True)
-class BlockPlaces:
-    """Where to look in one block. Edits must act: choose places that all later modules read.
-
-    Attributes:
-        stream: The stream before the block.
-        attention: What the attention adds to it.
-        q: Queries, heads joined in the last axis; as they meet keys in the score.
-        k: Keys; there may be fewer heads than of queries.
-        v: Values.
-        z: What the heads gathered, before the output map.
-        mlp: What the MLP adds to the stream; None if there is none.
-    """
-
-    stream: Place
-    attention: Place
-    q: Place
-    k: Place
-    v: Place
-    z: Place
-    mlp: Place | None = None
-
-
-def causal_softmax(
-    q: Float[Tensor, "batch time heads d_k"],
-    k: Float[Tensor, "batch time heads d_k"],
-    v: Float[Tensor, "batch time heads d_v"],
-) -> Float[Tensor, "batch time heads d_v"]:
-    """softmax(q.k / sqrt(d_k)) v over the past."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What has to be known of a module.
-
-    Attributes:
-        blocks: Its blocks, first to last.
-        last: The stream after the last block.
-        heads: Query heads of each block.
-        d_head: Width of a head.
-        d_model: Width of the stream.
-        read_out: (module, stream) to prediction or logits: the final norm and the head.
-        mix: The rule of the heads, by which the audit checks who is who.
-    """
-
-    blocks: tuple[BlockPlaces, ...]
-    last: Place
-    heads: int
-    d_head: int
-    d_model: int
-    read_out: Callable[[Any, Tensor], Tensor]
-    mix: Mix = causal_softmax
-
-
-class _Hooks(nn.Module):
-    """The hook points of one block, so that they are named as in TransformerLens."""
-
-    def __init__(self, mlp: bool):
+    def __init__(self, names: tuple[str, ...]):
         super().__init__()
-        self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
-        self.hook_mlp_out = HookPoint() if mlp else None
-        self.attn = nn.Module()
-        for role in ROLES:
-            setattr(self.attn, f"hook_{role}", HookPoint())
+        for name in names:
+            setattr(self, name, HookPoint())
 
 
-class _Wrapped(HookedRootModule):  # type: ignore[misc]
-    """What both kinds of wrapped model share; `stand_in` makes tokens of a shape."""
+class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
+    """Any module whose parts are named.
 
-    def __init__(self, inner: nn.Module, layout: Layout):
+    The module is hooked while a pass lasts and is itself otherwise, so copies share nothing.
+    """
+
+    setup: Callable[[], None]
+
+    def __init__(self, module: nn.Module, reading: Reading, longest: int | None):
         super().__init__()
-        self.inner, self.layout = inner.eval().requires_grad_(False), layout
-        self.blocks = nn.ModuleList(_Hooks(block.mlp is not None) for block in layout.blocks)
-        self.hook_resid_final = HookPoint()
-        self.setup()
-        known = dict(inner.named_modules())
-        for place in self._places().values():
-            if place.module not in known:
-                close = ", ".join(difflib.get_close_matches(place.module, known, 3)) or "none"
-                raise InputError(f"adapter: no module {place.module!r}; close names: {close}")
+        self.reading, self._longest = reading, longest
+        self.blocks = nn.ModuleList(_points_of(block) for block in reading.blocks)
+        if not self.blocks:
+            raise InputError("the description names no block")
+        self.blocks[-1].hook_resid_post = HookPoint()
+        self.setup()  # before the module is there: it would write a name into all its parts
+        self.module = module.eval().requires_grad_(False)
+        for name in (*(site.module for _, site, _ in self._passing()), *_named_steps(reading)):
+            _part(module, name)
+        tokens = self._blank(1, min(TRIAL, self.longest or TRIAL)).to(reading_device(self))
+        with torch.no_grad():
+            said, cache = self.run_with_cache(tokens)
+        if said.ndim != 3 or said.shape[:2] != tokens.shape[:2]:
+            raise InputError(f"the module says {list(said.shape)}, not (batch, time, width)")
+        self._widths = cache[self.layer_sites()[0]].shape[-1], said.shape[-1]
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """What the module says, while its hooks stand."""
-        with self._attached():
-            said = self.inner(tokens)
-        first: Tensor = said[0] if isinstance(said, tuple) else said
-        return first
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch time d_out"]:
+        """What the module says at every position.
+
+        Raises:
+            InputError: Tokens that the model does not read, or a module that the description names
+                and that is not called once.
+        """
+        self._check(tokens)
+        with self._hooked():
+            return self.bare(tokens)
+
+    def bare(self, tokens: Tokens) -> Float[Tensor, "batch time d_out"]:
+        """What the module says on its own, without a hook."""
+        return (self.reading.said or _first)(self.module(tokens))
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        return len(self.layout.blocks)
+        return len(self.blocks)
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.layout.d_model
+        return self._widths[0]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None if no limit is known."""
+        return self._longest
 
     def layer_sites(self) -> tuple[str, ...]:
-        """Hook names of the stream before each block and after the last."""
+        """The stream before each block, then after the last."""
         before = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(self.layers))
-        return (*before, "hook_resid_final")
+        return (*before, f"blocks.{self.layers - 1}.hook_resid_post")
 
     def update_sites(self) -> tuple[str, ...]:
-        """Hook names of what the attention of each block adds."""
+        """What the attention of each block adds to the stream."""
         return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(self.layers))
 
     def residual_sums(self) -> tuple[ResidualSum, ...]:
-        """Before + attention + MLP is what the next block reads."""
+        """The stream before a block, its attention and its MLP make the stream after it."""
         sites = self.layer_sites()
         return tuple(
             ResidualSum(
-                (sites[layer], f"blocks.{layer}.hook_attn_out")
-                + ((f"blocks.{layer}.hook_mlp_out",) if block.mlp else ()),
-                sites[layer + 1],
+                (before, added, *([f"blocks.{layer}.hook_mlp_out"] if block.mlp else [])), after
             )
-            for layer, block in enumerate(self.layout.blocks)
+            for layer, (block, before, added, after) in enumerate(
+                zip(self.reading.blocks, sites, self.update_sites(), sites[1:], strict=False)
+            )
         )
 
-    def head_sites(self, layer: int) -> HeadSites:
-        """The hooks of the block's attention."""
+    def head_sites(self, layer: int) -> HeadSites | None:
+        """Queries, keys, values and what was gathered, where they are named."""
+        read = self.reading.blocks[layer].heads
+        if read is None:
+            return None
         names = tuple(f"blocks.{layer}.attn.hook_{role}" for role in ROLES)
-        return HeadSites(names, names[-1], self.layout.heads)
+        return HeadSites(names, names[-1], read.q.heads)
 
     def heads(self, layer: int, cache: Cache) -> Heads:
-        """Queries, keys, values and what was gathered; keys of a group stand once per query."""
-        parts = [cache[name].float() for name in self.head_sites(layer).seen]
-        count, found = self.layout.heads, parts[0].shape[2]
-        if found != count or any(count % part.shape[2] for part in parts):
-            raise InputError(f"adapter: block {layer} has {found} heads, the layout says {count}")
-        return Heads(*(part.repeat_interleave(count // part.shape[2], 2) for part in parts))
+        """Keys and values repeated for the queries of their group."""
+        queries, *grouped, gathered = (cache[f"blocks.{layer}.attn.hook_{role}"] for role in ROLES)
+        keys, values = (
+            part.repeat_interleave(queries.shape[2] // part.shape[2], 2) for part in grouped
+        )
+        return Heads(queries, keys, values, gathered)
 
-    def mix(self, layer: int, heads: Heads) -> Tensor:
-        """The rule of the layout."""
-        return self.layout.mix(heads.queries, heads.keys, heads.values)
+    def mix(self, layer: int, heads: Heads) -> Float[Tensor, "batch time heads d_v"] | None:
+        """What the rule of the description makes of queries, keys and values."""
+        read = self.reading.blocks[layer].heads
+        return None if read is None else read.mix(heads)
 
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
-        """The module's own last steps."""
-        return self.layout.read_out(self.inner, stream)
+        """What the description's read-out makes of any state of the stream."""
+        steps = self.reading.read_out
+        if callable(steps):
+            return steps(self.module, stream)
+        for name in steps:
+            stream = _first(_part(self.module, name)(stream))
+        return stream
 
-    def resume(self, stream: Float[Tensor, "batch time d_model"], layer: int) -> Tensor:
-        """Runs the module on stand-in tokens with the stream in its place."""
-        site = self.layer_sites()[layer]
-        with self.hooks(fwd_hooks=[(site, lambda value, hook: stream.to(value))]):
-            said: Tensor = self(self.stand_in(stream))
-        return said
+    def resume(
+        self, stream: Float[Tensor, "batch time d_model"], layer: int
+    ) -> Float[Tensor, "batch time d_out"]:
+        """What the model says from the stream before block `layer`.
 
-    def stand_in(self, stream: Tensor) -> Tokens:
-        """Tokens of the right shape, whatever they are."""
+        The blocks below run too, on blank tokens, and what they say is thrown away: it costs a
+        whole pass, and hooks below `layer` see nothing that means anything.
+        """
+        if layer == self.layers:
+            return self.read_out(stream)
+        with self._hooked({self.layer_sites()[layer]: stream}):
+            return self.bare(self._blank(*stream.shape[:2]).to(stream.device))
+
+    def _blank(self, batch: int, time: int) -> Tensor:
+        """Tokens that say nothing."""
         raise NotImplementedError
 
-    def _places(self) -> Mapping[str, Place]:
-        """Every site with its place in the module."""
-        places = {"hook_resid_final": self.layout.last}
-        for layer, block in enumerate(self.layout.blocks):
+    def _check(self, tokens: Tensor) -> None:
+        """Refuses more tokens than the model reads."""
+        if self.longest is not None and tokens.shape[1] > self.longest:
+            raise InputError(f"{tokens.shape[1]} tokens; the model reads at most {self.longest}")
+
+    def _passing(self) -> Iterator[tuple[str, Site, HeadView | None]]:
+        """Hook points, the sites that pass them, and the heads in those sites."""
+        for layer, block in enumerate(self.reading.blocks):
             name = f"blocks.{layer}"
-            places[f"{name}.hook_resid_pre"] = block.stream
-            places[f"{name}.hook_attn_out"] = block.attention
-            if block.mlp:
-                places[f"{name}.hook_mlp_out"] = block.mlp
-            for role in ROLES:
-                places[f"{name}.attn.hook_{role}"] = getattr(block, role)
-        return places
+            yield f"{name}.hook_resid_pre", block.stream, None
+            for role, view in _views(block):
+                yield f"{name}.attn.hook_{role}", view.site, view
+            yield f"{name}.hook_attn_out", block.attention, None
+            if block.mlp is not None:
+                yield f"{name}.hook_mlp_out", block.mlp, None
+        yield self.layer_sites()[-1], self.reading.after, None
 
     @contextmanager
-    def _attached(self) -> Iterator[None]:
-        handles = []
+    def _hooked(self, replaced: dict[str, Tensor] | None = None) -> Iterator[None]:
+        """Lets the sites pass their hook points, with some tensors replaced before."""
+        calls: dict[str, int] = {}
+        passing = list(self._passing())
+        handles = [
+            attach(
+                _part(self.module, site.module),
+                site,
+                partial(
+                    _through, self.get_submodule(name), view, (replaced or {}).get(name), calls
+                ),
+            )
+            for name, site, view in passing
+        ]
         try:
-            for site, place in self._places().items():
-                module = self.inner.get_submodule(place.module)
-                show = partial(self._show, site, place.piece)
-                if place.enters:
-                    handles.append(module.register_forward_pre_hook(partial(_entering, show)))
-                else:
-                    handles.append(module.register_forward_hook(partial(_leaving, show)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _show(self, site: str, piece: tuple[int, int], value: Tensor) -> Tensor:
-        """Passes a tensor, or a part of it, through its hook point; heads get an axis."""
-        index, pieces = piece
-        parts = list(value.chunk(pieces, -1))
-        if ".attn." not in site:
-            parts[index] = self.hook_dict[site](parts[index])
-        else:
-            d_head, width = self.layout.d_head, parts[index].shape[-1]
-            if width % d_head:
-                raise InputError(f"adapter: {site} is {width} wide, no multiple of {d_head}")
-            heads = parts[index].unflatten(-1, (-1, d_head))
-            parts[index] = self.hook_dict[site](heads).flatten(-2)
-        return parts[0] if pieces == 1 else torch.cat(parts, -1)
+        for name, site, _ in passing:
+            if (times := calls.get(name, 0)) != 1:
+                raise InputError(f"{site.module}: called {times} times in a pass, must be 1")
 
 
-def _entering(show: Callable[[Tensor], Tensor], module: nn.Module, given: Any) -> Any:
-    return (show(given[0]), *given[1:])
+class WrappedSequenceModel(Wrapped, SequenceModel):
+    """A module from continuous tokens (batch, time, d_in) to predictions."""
 
+    def __init__(self, module: nn.Module, reading: Reading, d_in: int, longest: int | None = None):
+        """Wraps a module, which is put into evaluation mode.
 
-def _leaving(show: Callable[[Tensor], Tensor], module: nn.Module, given: Any, said: Any) -> Any:
-    return (show(said[0]), *said[1:]) if isinstance(said, tuple) else show(said)
+        Args:
+            module: The module.
+            reading: Where its parts are.
+            d_in: Width of a token.
+            longest: Most tokens that it reads; None if no limit is known.
 
-
-class WrappedSequence(_Wrapped, SequenceModel):
-    """A module that reads vectors and predicts vectors."""
-
-    def __init__(self, inner: nn.Module, layout: Layout, d_in: int, d_out: int):
-        super().__init__(inner, layout)
-        self._widths = d_in, d_out
+        Raises:
+            InputError: A name that the module lacks, or one that a pass does not meet once.
+        """
+        self._d_in = d_in
+        super().__init__(module, reading, longest)
 
     @property
     def d_in(self) -> int:
         """Width of a token."""
-        return self._widths[0]
+        return self._d_in
 
     @property
     def d_out(self) -> int:
         """Width of a prediction."""
         return self._widths[1]
 
-    def stand_in(self, stream: Tensor) -> Tokens:
-        """Zeros."""
-        return stream.new_zeros(*stream.shape[:2], self.d_in)
+    def _blank(self, batch: int, time: int) -> Tensor:
+        return torch.zeros(batch, time, self.d_in, dtype=_dtype(self.module))
+
+    def _check(self, tokens: Tensor) -> None:
+        super()._check(tokens)
+        if tokens.shape[-1] != self.d_in:
+            raise InputError(f"tokens of width {tokens.shape[-1]}; the model reads {self.d_in}")
 
 
-class WrappedLanguage(_Wrapped, LanguageModel):
-    """A module that reads token ids and says logits."""
+class WrappedLanguageModel(Wrapped, LanguageModel):
+    """A module from token ids (batch, time) to logits."""
 
     def __init__(
-        self, inner: nn.Module, layout: Layout, vocabulary: int, tokenizer: Any | None = None
+        self,
+        module: nn.Module,
+        reading: Reading,
+        longest: int | None = None,
+        tokenizer: Any | None = None,
     ):
-        super().__init__(inner, layout)
-        self._vocabulary, self._tokenizer = vocabulary, tokenizer
+        """Wraps a module, which is put into evaluation mode.
+
+        Args:
+            module: The module.
+            reading: Where its parts are.
+            longest: Most tokens that it reads; None if no limit is known.
+            tokenizer: Turns text into ids, as Hugging Face tokenizers do.
+
+        Raises:
+            InputError: A name that the module lacks, or one that a pass does not meet once.
+        """
+        self._tokenizer = tokenizer
+        super().__init__(module, reading, longest)
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        return self._vocabulary
-
-    @property
-    def longest(self) -> int | None:
-        """Unknown."""
-        return None
+        return self._widths[1]
 
     @property
     def tokenizer(self) -> Any | None:
-        """What the adapter handed over."""
+        """Turns text into ids; None if there is none."""
         return self._tokenizer
 
-    def stand_in(self, stream: Tensor) -> Tokens:
-        """Zeros."""
-        return torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)
+    def _blank(self, batch: int, time: int) -> Tensor:
+        return torch.zeros(batch, time, dtype=torch.long)
+
+
+def _points_of(block: BlockReading) -> _Points:
+    mlp = ("hook_mlp_out",) if block.mlp else ()
+    points = _Points(("hook_resid_pre", "hook_attn_out", *mlp))
+    points.attn = _Points(tuple(f"hook_{role}" for role, _ in _views(block)))
+    return points
+
+
+def _views(block: BlockReading) -> tuple[tuple[str, HeadView], ...]:
+    if (read := block.heads) is None:
+        return ()
+    return tuple(zip(ROLES, (read.q, read.k, read.v, read.gathered), strict=True))
+
+
+def _named_steps(reading: Reading) -> tuple[str, ...]:
+    return () if callable(reading.read_out) else reading.read_out
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    """A part by its name.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        close = get_close_matches(name, dict(module.named_modules()), 3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise InputError(f"{type(module).__name__} has no module {name!r}{hint}") from None
+
+
+def _through(
+    point: Any, view: HeadView | None, replaced: Tensor | None, calls: dict[str, int], held: Tensor
+) -> Tensor:
+    """A tensor as its hook point lets it pass."""
+    calls[point.name] = calls.get(point.name, 0) + 1
+    given = held if replaced is None else replaced.to(held)
+    if view is None:
+        passed: Tensor = point(given)
+        return passed
+    vectors = view.of(given)
+    changed = point(vectors)
+    return given if changed is vectors else view.put(changed, given)
+
+
+def _first(held: Any) -> Tensor:
+    """A tensor, or the first one of a tuple."""
+    tensor: Tensor = held if isinstance(held, Tensor) else held[0]
+    return tensor
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    kinds = (parameter.dtype for parameter in module.parameters())
+    return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
