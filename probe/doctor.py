@@ -125,9 +125,15 @@ def provenance(subject: Subject) -> dict[str, object]:
     if isinstance(model, NumberReader):  # the run is of numbers, the checkpoint of words
         model = model.language
     path = source.path.resolve() if source.file.exists() else source.path
-    adapter = source.adapter
+    adapter = source.adapter and _absolute(source.adapter)
     recorded = {"path": str(path), "preset": source.preset, "allow_hub": source.allow_hub}
     return {"source": {**recorded, "adapter": adapter}, "canary": canary(model)}
+
+
+def _absolute(adapter: str) -> str:
+    """FILE:FUNCTION with the file as it is found from anywhere; names stay as they are."""
+    file, _, function = adapter.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if Path(file).is_file() else adapter
 
 
 def current_versions() -> Mapping[str, str]:
