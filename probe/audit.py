@@ -79,11 +79,13 @@ def _look(model: HookedModel, tokens: Tokens) -> _Seen:
         sites |= {*identity.parts, identity.after}
     for layer in range(model.layers):
         if heads := model.head_sites(layer):
-            sites |= set(heads.seen)
+            sites |= {*heads.seen, heads.gathered}
     output, cache = model.run_with_cache(
         tokens.to(reading_device(model)), names_filter=lambda name: name in sites
     )
-    return _Seen(model, tokens, output.cpu(), {name: cache[name].cpu() for name in sites})
+    return _Seen(
+        model, tokens, output.cpu(), {name: cache[name].cpu() for name in sites if name in cache}
+    )
 
 
 def _outputs(seen: _Seen, original: Callable[[Tokens], Tensor] | None) -> Iterator[Check]:
@@ -128,14 +130,19 @@ def _heads(seen: _Seen) -> Iterator[Check]:
     """The block's own rule on queries, keys and values must give what was gathered."""
     errors = []
     for layer in range(seen.model.layers):
-        if seen.model.head_sites(layer) is None:
+        sites = seen.model.head_sites(layer)
+        if sites is None:
             continue
         heads = seen.model.heads(layer, seen.cache)
         try:
             mixed = seen.model.mix(layer, heads)
         except LinAlgError:
             mixed = torch.full_like(heads.gathered, torch.inf)
-        errors.append(0.0 if mixed is None else _apart(mixed, heads.gathered))
+        told = seen.cache.get(sites.gathered)
+        if mixed is None or told is None or told.shape[2] != sites.count:
+            errors.append(float("inf"))  # a rule that is not known cannot say who is who
+        else:
+            errors.append(max(_apart(mixed, heads.gathered), _apart(told, heads.gathered)))
     if errors:
         must = "what the heads gathered"
         yield _worst("rule of queries, keys and values", must, "heads", errors, 10 * seen.tolerance)

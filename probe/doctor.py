@@ -91,6 +91,8 @@ def reexamine(folder: Path) -> Examination:
         before = {True: "passed", False: "failed", None: "not made"}[passed.get(check.name)]
         now_reads = "passed" if check.ok else "failed"
         drifts.append(Drift(check.name, before, now_reads, before == "not made"))
+    made = {check.name for check in examined.checks}
+    drifts += [Drift(name, "made", "not made") for name in passed if name not in made]
     known = current_versions()
     drifts += [Drift(name, versions[name], known.get(name, "none"), True) for name in versions]
     return Examination(examined.checks, tuple(d for d in drifts if d.then != d.now))
@@ -110,6 +112,8 @@ def canary(model: HookedModel) -> list[float]:
 
 def _told(numbers: list[float], others: list[float]) -> str:
     """The first number that differs, in so many digits that it shows; "the same" if none does."""
+    if len(numbers) != len(others):
+        return f"{len(numbers)} numbers"
     largest = max(map(abs, others), default=0.0)
     for one, other in zip(numbers, others, strict=True):
         if not abs(one - other) <= ROUNDING * largest:

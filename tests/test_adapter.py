@@ -235,7 +235,7 @@ def adapter(folder: Path, body: str) -> str:
 
 
 def test_loads_by_file_and_function(tmp_path: Path, command: Callable[..., Any]) -> None:
-    body = "from tests.test_adapter import net, reading, wrapped\n\n\ndef build(path):\n    {}\n"
+    body = "from test_adapter import net, reading, wrapped\n\n\ndef build(path):\n    {}\n"
     spec = adapter(tmp_path, body.format("return wrapped(reading())"))
     subject = load(tmp_path, adapter=spec)
     assert subject.format == "adapter"
@@ -258,7 +258,7 @@ def test_loads_by_file_and_function(tmp_path: Path, command: Callable[..., Any])
         ("import nowhere_at_all\n", r"mine\.py:1: ModuleNotFoundError"),
         ("def other(path): ...\n", "has no function 'build'"),
         (
-            "from tests.test_adapter import Site, reading, wrapped\n"
+            "from test_adapter import Site, reading, wrapped\n"
             "def build(path):\n    return wrapped(reading(after=Site('layer.2')))\n",
             r"mine\.py:3: Net has no module 'layer\.2'; close: layers\.2",
         ),
