@@ -22,7 +22,15 @@ from probe.checkpoints.base import Subject
 from probe.findings import Finding, LineChart, Metric, Outcome, Role, Series, Table
 from probe.language_task import lacks_numbers
 from probe.models.number_reader import NumberReader
-from probe.number_study import Contexts, by_block, fresh_contexts, on_device, said_last, twin_of
+from probe.number_study import (
+    Contexts,
+    by_block,
+    fresh_contexts,
+    on_device,
+    prompts_of,
+    said_last,
+    twin_of,
+)
 from probe.sampling import generator_for
 from probe.statistics import Interval, share_explained
 from probe.tasks.base import Task
@@ -70,8 +78,7 @@ class ImplicitWeights:
 
     def run(self, bench: Bench) -> Finding:
         """Supports if answers are linear with ridge weights of their own context."""
-        task = bench.setting.task
-        assert isinstance(task, BoundPrompts)
+        task = prompts_of(bench)
         counts = counts_of(task)
         contexts = fresh_contexts(bench, task, PER_BLOCK, STREAM)
         found, twin = [], []

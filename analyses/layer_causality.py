@@ -25,7 +25,7 @@ from probe.findings import Finding, LineChart, Metric, Outcome, Role, Series, Ta
 from probe.language_task import lacks_numbers
 from probe.layer_updates import Examples, Updates, about_their_mean, cosines, updates
 from probe.models.number_reader import NumberReader
-from probe.number_study import by_block, fresh_contexts, on_device, redrawn, twin_of
+from probe.number_study import by_block, fresh_contexts, on_device, prompts_of, redrawn, twin_of
 from probe.progress import Phases
 from probe.statistics import BLOCKS, Interval, mean_per_sequence
 from probe.tasks.base import Task
@@ -85,8 +85,7 @@ class LayerCausality:
 
     def run(self, bench: Bench) -> Finding:
         """Supports if updates agree beyond those of another context and of untrained models."""
-        task = bench.setting.task
-        assert isinstance(task, BoundPrompts)
+        task = prompts_of(bench)
         phases = Phases(bench.progress, len(MODELS))
         readers = (on_device(bench), twin_of(bench), redrawn(bench))
         found = {

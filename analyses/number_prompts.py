@@ -21,7 +21,7 @@ from probe.checkpoints.base import Subject
 from probe.findings import Finding, LineChart, Metric, Outcome, Role, Series, Table
 from probe.language_task import lacks_numbers
 from probe.models.number_reader import NumberReader, first_number
-from probe.number_study import fresh_contexts, on_device, twin_of
+from probe.number_study import fresh_contexts, on_device, prompts_of, twin_of
 from probe.problem import InContextProblem
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
 from probe.sweep import TEST, Context
@@ -112,8 +112,7 @@ class NumberAnswers:
 
     def run(self, bench: Bench) -> Finding:
         """Supports if answers are numbers, and better than all simple answers."""
-        task = bench.setting.task
-        assert isinstance(task, BoundPrompts)
+        task = prompts_of(bench)
         measured = _measured(bench, task)
         late = slice(*bench.setting.windows.solved)
         outcome = _outcome(measured, late)

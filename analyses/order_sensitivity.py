@@ -23,7 +23,15 @@ from probe.analysis import Bench
 from probe.checkpoints.base import Subject
 from probe.findings import Finding, IntervalChart, Metric, Outcome, Table
 from probe.language_task import lacks_numbers
-from probe.number_study import Contexts, by_block, fresh_contexts, on_device, said_last, twin_of
+from probe.number_study import (
+    Contexts,
+    by_block,
+    fresh_contexts,
+    on_device,
+    prompts_of,
+    said_last,
+    twin_of,
+)
 from probe.sampling import generator_for, uniform
 from probe.statistics import Interval, bootstrap_interval
 from probe.tasks.base import Task
@@ -54,8 +62,7 @@ class OrderSensitivity:
 
     def run(self, bench: Bench) -> Finding:
         """Supports if the order matters far less than to an online learner."""
-        task = bench.setting.task
-        assert isinstance(task, BoundPrompts)
+        task = prompts_of(bench)
         found = _measured(bench, task)
         model, online = found["model"], found["online learner"]
         return Finding(

@@ -12,10 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from probe.capture import Runner, reading_device
+from probe.capture import Runner
 from probe.findings import Check
 from probe.linalg import LinAlgError
-from probe.models.hooked import Cache, HookedModel, LanguageModel, SequenceModel, Tokens
+from probe.models.hooked import (
+    Cache,
+    HookedModel,
+    LanguageModel,
+    SequenceModel,
+    Tokens,
+    reading_device,
+)
 from probe.sampling import generator_for, normal
 
 SEQUENCES, LENGTH = 4, 16
@@ -119,10 +126,10 @@ def _streams(seen: _Seen) -> Check:
 
 def _sums(seen: _Seen) -> Check:
     """What the parts of each block add to the stream before it must make the stream after it."""
-    errors = []
-    for identity in seen.model.residual_sums():
-        parts = torch.stack([seen.cache[part].double() for part in identity.parts])
-        errors.append(_apart(parts.sum(0), seen.cache[identity.after]))
+    errors = [
+        _apart(identity.total(seen.cache), seen.cache[identity.after])
+        for identity in seen.model.residual_sums()
+    ]
     return _worst("residual sum", "the stream after the block", "updates", errors, seen.tolerance)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from probe.errors import InputError
-from probe.models.hooked import HookedModel, Tokens
+from probe.models.hooked import HookedModel, Tokens, reading_device
 
 GROUP = 16
 
@@ -23,12 +23,6 @@ Reader = Callable[[Tensor], None]
 
 class _Deepest(Exception):
     """All sites have been read."""
-
-
-def reading_device(model: nn.Module) -> torch.device:
-    """Where a model wants its tokens; weights that are offloaded stand nowhere until they run."""
-    places = (parameter.device for parameter in model.parameters())
-    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
 @torch.no_grad()

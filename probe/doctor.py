@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from probe.audit import audit, trial_tokens
-from probe.checkpoints.base import Source, Subject, load
+from probe.checkpoints.base import Source, Subject, read
 from probe.errors import InputError
 from probe.findings import Check
 from probe.models.hooked import HookedModel
@@ -75,7 +75,7 @@ def reexamine(folder: Path) -> Examination:
     results, run = _read(folder / RESULTS), _read(folder / RUN)
     try:
         recorded = {**run["source"], "path": Path(run["source"]["path"])}
-        subject = load_source(Source(**recorded))
+        subject = read(Source(**recorded))
         weights, said = str(results["subject"]["sha256"]), [float(x) for x in run["canary"]]
         passed = {check["name"]: check["ok"] for check in results["audit"]}
         versions = dict(run["versions"])
@@ -96,11 +96,6 @@ def reexamine(folder: Path) -> Examination:
     known = current_versions()
     drifts += [Drift(name, versions[name], known.get(name, "none"), True) for name in versions]
     return Examination(examined.checks, tuple(d for d in drifts if d.then != d.now))
-
-
-def load_source(source: Source) -> Subject:
-    """Loads what a run recorded."""
-    return load(source.path, source.preset, source.allow_hub, source.adapter)
 
 
 @torch.no_grad()

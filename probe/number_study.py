@@ -40,6 +40,13 @@ class Contexts:
         return torch.linalg.solve(gram, self.x.mT @ self.y)[..., 0]
 
 
+def prompts_of(bench: Bench) -> BoundPrompts:
+    """The run's task, which `lacks_numbers` has found to be of numbers in text."""
+    task = bench.setting.task
+    assert isinstance(task, BoundPrompts)
+    return task
+
+
 def fresh_contexts(bench: Bench, task: BoundPrompts, per_block: int, stream: int) -> Contexts:
     """Contexts that no split holds: `per_block` for each of the BLOCKS, block after block."""
     count = per_block * BLOCKS

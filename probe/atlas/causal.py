@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.models.hooked import HookedModel, LanguageModel, Tokens
+from probe.models.hooked import HookedModel, LanguageModel, Tokens, reading_device
 
 NUMBERS = 2**25  # of an output that are held at once
 
@@ -28,7 +28,7 @@ def causal_weights(
         first: Position from which on the output is compared.
         done: Called after each layer that has heads.
     """
-    tokens = tokens.to(next(model.parameters()).device)
+    tokens = tokens.to(reading_device(model))
     sites = {layer: found for layer in range(model.layers) if (found := model.head_sites(layer))}
     wanted = {model.layer_sites()[layer] for layer in sites}
     wanted |= {found.gathered for found in sites.values()}

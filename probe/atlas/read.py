@@ -27,7 +27,7 @@ from probe.atlas.problem import HeadProblem, answers, pose
 from probe.atlas.rule import finite, rule_on_noise
 from probe.atlas.scores import Score, Sums, products, scores
 from probe.errors import InputError
-from probe.models.hooked import Heads, HookedModel, Tokens
+from probe.models.hooked import Heads, HookedModel, Tokens, reading_device
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
 from probe.sweep import FIT, TEST
@@ -265,7 +265,7 @@ class _Found:
 
 def _heads_of(model: HookedModel, tokens: Tokens, layers: list[int]) -> list[tuple[int, Heads]]:
     wanted = {name for layer in layers if (sites := model.head_sites(layer)) for name in sites.seen}
-    device = next(model.parameters()).device
+    device = reading_device(model)
     _, cache = model.run_with_cache(tokens.to(device), names_filter=lambda name: name in wanted)
     return [(layer, model.heads(layer, cache)) for layer in layers]
 

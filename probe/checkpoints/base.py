@@ -128,11 +128,15 @@ def load(
     Raises:
         InputError: Nothing there, an unknown format, or a checkpoint that fails its checks.
     """
-    source = Source(Path(path), preset, allow_hub, adapter)
-    return replace(_read(source), source=source)
+    return read(Source(Path(path), preset, allow_hub, adapter))
 
 
-def _read(source: Source) -> Subject:
+def read(source: Source) -> Subject:
+    """Reads what a source names, in whatever format it is.
+
+    Raises:
+        InputError: As `load`.
+    """
     if not source.file.exists() and not source.allow_hub:
         raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
     known = registry.discover(checkpoints)
@@ -141,8 +145,7 @@ def _read(source: Source) -> Subject:
     if (chosen := next(recognised, None)) is None:
         names = ", ".join(known)
         raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
-    subject: Subject = chosen.read(source)
-    return subject
+    return replace(chosen.read(source), source=source)
 
 
 def described_by(folder: Path) -> dict[str, Any]:
@@ -265,10 +268,9 @@ def check_stream(path: Path, model: HookedModel, tokens: Tokens) -> None:
         raise InputError(f"{path}: a mesa head cannot be solved: {reason}") from None
     slack = 4 * torch.finfo(next(model.parameters()).dtype).eps
     for layer, identity in enumerate(model.residual_sums()):
-        total = torch.stack([cache[part] for part in identity.parts]).sum(0)
-        after = cache[identity.after]
+        after = cache[identity.after].double()
         if not bool(after.isfinite().all()):
             raise InputError(f"{path}: the stream overflows in block {layer}")
         atol = max(1e-5, slack) * float(after.abs().max())
-        if not torch.allclose(total, after, rtol=max(1e-4, slack), atol=atol):
+        if not torch.allclose(identity.total(cache), after, rtol=max(1e-4, slack), atol=atol):
             raise InputError(f"{path}: the stream does not add up in block {layer}")

@@ -25,7 +25,7 @@ from probe.checkpoints.foreign import refusing
 from probe.checkpoints.tensor_folder import TensorFolder
 from probe.checkpoints.tokenizer import tokenizer_of
 from probe.errors import InputError
-from probe.models.hooked import HookedModel, Tokens
+from probe.models.hooked import HookedModel, Tokens, reading_device
 
 FAMILIES = {
     "gpt2": "GPT-2",
@@ -153,14 +153,10 @@ class Unwrapped:
 @torch.no_grad()
 def _logits(folder: Path, model: Any, tokens: Tokens) -> Tensor:
     with refusing(folder, "cannot be run"):
-        said: Tensor = model(tokens.to(_device(model)), use_cache=False).logits.to(tokens.device)
+        said: Tensor = model(tokens.to(reading_device(model)), use_cache=False).logits.to(
+            tokens.device
+        )
     return said.float() if said.itemsize < torch.float32.itemsize else said
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    """Where tokens go; what lies on disk is computed on the CPU."""
-    first = next(model.parameters())
-    return torch.device("cpu") if first.is_meta else first.device
 
 
 def _wrapped(folder: Path, model: Any, tokenizer: Any | None) -> HookedModel:
@@ -178,7 +174,7 @@ def _wrapped(folder: Path, model: Any, tokenizer: Any | None) -> HookedModel:
         raise InputError(f"{folder}: its logits hold NaN or infinity")
     with refusing(folder, "cannot be wrapped"):
         wrapped = BridgedModel(model, tokenizer)
-        tokens = tokens.to(_device(wrapped))
+        tokens = tokens.to(reading_device(wrapped))
         moved = float((wrapped(tokens).to(before) - before).abs().max())
         slack = max(WRAPPED, 8 * torch.finfo(model.dtype).eps)
         if not moved <= slack * float(before.abs().max()):

@@ -111,20 +111,16 @@ class BridgedModel(LanguageModel):
 
     def layer_sites(self) -> tuple[str, ...]:
         """The stream before each block, then after the last."""
-        before = self._names("hook_resid_pre")
-        return (*before, self._names("hook_resid_post")[-1])
-
-    def update_sites(self) -> tuple[str, ...]:
-        """What attention adds to the stream; after its own norm, where it has one."""
-        return self._names("hook_attn_out")
+        before = self.at_blocks("hook_resid_pre")
+        return (*before, self.at_blocks("hook_resid_post")[-1])
 
     def residual_sums(self) -> tuple[ResidualSum, ...]:
         """Before + attention + MLP = after, whether the two stand side by side or in a row."""
         parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
-        by_block = zip(*(self._names(part) for part in parts), strict=True)
+        by_block = zip(*(self.at_blocks(part) for part in parts), strict=True)
         return tuple(
             ResidualSum(names, after)
-            for names, after in zip(by_block, self._names("hook_resid_post"), strict=True)
+            for names, after in zip(by_block, self.at_blocks("hook_resid_post"), strict=True)
         )
 
     def head_sites(self, layer: int) -> HeadSites:
@@ -214,9 +210,6 @@ class BridgedModel(LanguageModel):
     @property
     def _blocks(self) -> Any:
         return self.bridge.blocks
-
-    def _names(self, site: str) -> tuple[str, ...]:
-        return tuple(f"blocks.{layer}.{site}" for layer in range(self.layers))
 
     def _check(self, tokens: Tensor) -> None:
         if self.longest is not None and tokens.shape[1] > self.longest:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -63,6 +64,10 @@ class ResidualSum:
     parts: tuple[str, ...]
     after: str
 
+    def total(self, cache: Cache) -> Float[Tensor, "batch time d_model"]:
+        """What the parts make, added up in float64."""
+        return torch.stack([cache[part].double() for part in self.parts]).sum(0)
+
 
 class HookedModel(nn.Module, ABC):
     """A model with named sites. Sites are hook names as TransformerLens uses them."""
@@ -81,9 +86,13 @@ class HookedModel(nn.Module, ABC):
     def layer_sites(self) -> tuple[str, ...]:
         """Sites of the stream before the first block, between blocks and after the last."""
 
-    @abstractmethod
+    def at_blocks(self, site: str) -> tuple[str, ...]:
+        """The names of a site of every block."""
+        return tuple(f"blocks.{layer}.{site}" for layer in range(self.layers))
+
     def update_sites(self) -> tuple[str, ...]:
-        """Sites of what the attention of each block adds to the stream."""
+        """Sites of what the attention of each block adds to the stream, after its own norm."""
+        return self.at_blocks("hook_attn_out")
 
     @abstractmethod
     def residual_sums(self) -> tuple[ResidualSum, ...]:
@@ -125,6 +134,12 @@ class HookedModel(nn.Module, ABC):
         self, tokens: Tokens, *, names_filter: Callable[[str], bool] | list[str] | None = None
     ) -> tuple[Tensor, Cache]:
         """What the model says, and what passed the sites that the filter lets through."""
+
+
+def reading_device(model: nn.Module) -> torch.device:
+    """Where a model wants its tokens; weights that are offloaded stand nowhere until they run."""
+    places = (parameter.device for parameter in model.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
 class SequenceModel(HookedModel):

@@ -260,12 +260,7 @@ class MesaNet(HookedRootModule, LanguageModel):  # type: ignore[misc]
 
     def layer_sites(self) -> tuple[str, ...]:
         """Hook names of the stream before the first block, between blocks and after the last."""
-        between = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(self.layers))
-        return (*between, f"blocks.{self.layers - 1}.hook_resid_post")
-
-    def update_sites(self) -> tuple[str, ...]:
-        """Hook names of what the attention of each block adds to the stream."""
-        return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(self.layers))
+        return (*self.at_blocks("hook_resid_pre"), f"blocks.{self.layers - 1}.hook_resid_post")
 
     def residual_sums(self) -> tuple[ResidualSum, ...]:
         """Before + attention + MLP = after, in every block."""

@@ -122,8 +122,7 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
 
     def layer_sites(self) -> tuple[str, ...]:
         """Hook names of the stream before the first block, between blocks and after the last."""
-        between = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(len(self.blocks)))
-        return (*between, "hook_resid_final")
+        return (*self.at_blocks("hook_resid_pre"), "hook_resid_final")
 
     @property
     def layers(self) -> int:
@@ -149,10 +148,6 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
     def longest(self) -> int | None:
         """As many as there are trained positions."""
         return self.config.n_ctx or None
-
-    def update_sites(self) -> tuple[str, ...]:
-        """Hook names of what the attention of each block adds to the stream."""
-        return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(len(self.blocks)))
 
     def residual_sums(self) -> tuple[ResidualSum, ...]:
         """Before + attention + MLP = after, in every block; the clip comes later."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from probe.capture import reading_device
 from probe.errors import InputError
 from probe.models.hooked import (
     Cache,
@@ -23,6 +22,7 @@ from probe.models.hooked import (
     ResidualSum,
     SequenceModel,
     Tokens,
+    reading_device,
 )
 from probe.models.reading import BlockReading, HeadView, Reading, Site, attach
 
@@ -97,12 +97,7 @@ class Wrapped(HookedRootModule, HookedModel):  # type: ignore[misc]
 
     def layer_sites(self) -> tuple[str, ...]:
         """The stream before each block, then after the last."""
-        before = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(self.layers))
-        return (*before, f"blocks.{self.layers - 1}.hook_resid_post")
-
-    def update_sites(self) -> tuple[str, ...]:
-        """What the attention of each block adds to the stream."""
-        return tuple(f"blocks.{layer}.hook_attn_out" for layer in range(self.layers))
+        return (*self.at_blocks("hook_resid_pre"), f"blocks.{self.layers - 1}.hook_resid_post")
 
     def residual_sums(self) -> tuple[ResidualSum, ...]:
         """The stream before a block, its attention and its MLP make the stream after it."""
