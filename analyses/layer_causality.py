@@ -76,6 +76,7 @@ class LayerCausality:
 
     name: str = "layer_causality"
     place: int = 145
+    rests_on: frozenset[str] = frozenset({"streams"})
     question: str = "Does a context change each layer as a gradient step on its examples would?"
     thorough: bool = True
 

@@ -39,6 +39,28 @@ class OneBlockOff(SequenceTransformer):
         return (*sites[1:], sites[-1])
 
 
+class OneSumForAll(SequenceTransformer):
+    """Tells the sum of its first block for every block."""
+
+    def residual_sums(self):
+        return super().residual_sums()[:1] * self.layers
+
+
+class UnknownRule(SequenceTransformer):
+    """Does not say what its heads make of queries, keys and values."""
+
+    def mix(self, layer, heads):
+        return None
+
+
+class HeadsDoubled(SequenceTransformer):
+    """Says that it has twice as many heads."""
+
+    def head_sites(self, layer):
+        sites = super().head_sites(layer)
+        return HeadSites(sites.seen, sites.gathered, 2 * sites.count)
+
+
 class RolesSwapped(SequenceTransformer):
     """Takes queries for keys."""
 
@@ -80,6 +102,9 @@ def test_a_right_model_passes_everything():
     [
         (AttentionHalved, "updates", "in block 1"),
         (OneBlockOff, "streams", "in block 0"),
+        (OneSumForAll, "updates", "in block 1"),
+        (UnknownRule, "heads", "in block 0"),
+        (HeadsDoubled, "heads", "in block 0"),
         (RolesSwapped, "heads", "in block 0"),
         (GatheredElsewhere, "head edits", "no change from block 0"),
     ],

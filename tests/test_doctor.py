@@ -56,6 +56,16 @@ def test_another_canary_is_found(command, run):
     assert said.code == 2 and "output on trial tokens: was 0.1234" in said.err
 
 
+def test_a_canary_of_another_length_and_a_check_that_is_gone_are_told(command, run):
+    results = json.loads((run[1] / "results.json").read_text())
+    gone = {"name": "an older check", "must_read": "a", "reads": "a", "ok": True}
+    change(run[1] / "results.json", audit=[*results["audit"], gone])
+    change(run[1] / "run.json", canary=[])
+    said = command("doctor", run[1])
+    assert said.code == 2 and "was 0 numbers, is 8 numbers" in said.err
+    assert "an older check" in said.out and "not made" in said.out
+
+
 def test_a_check_that_no_longer_reads_the_same_is_found(command, run):
     results = json.loads((run[1] / "results.json").read_text())
     results["audit"][1]["ok"] = False
