@@ -1,5 +1,6 @@
-"""What a run will take: memory from shapes, time from a trial, disk from what reports weigh."""
+"""What a run will take: memory and time from shapes and a trial, disk from what reports weigh."""
 
+import resource
 import time
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ from probe.sweep import PILOT, SHARD, Plan
 from probe.threads import one_thread
 
 REPORT, PER_FINDING = 2**18, 2**17  # bytes of a report and of each finding, by those in the gallery
-COPIES = 4  # of a model: itself, its permuted twin, and the audit's, which in float64 counts twice
 FLOAT = 8  # bytes of the numbers in which problems are solved
 
 
@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """Bytes at the same time, at most."""
+        """Bytes at the same time: what the trial took, and shards as large as they will be."""
         return sum(cost.memory or 0 for cost in self.costs)
 
     @property
@@ -80,9 +80,9 @@ def estimate(asked: Survey | Request) -> Estimate:
         return estimate_analysis(subject, plan, chosen)
 
 
-def weight_bytes(model: HookedModel) -> int:
-    """Bytes of the parameters."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def peak_bytes() -> int:
+    """The most that this process has held so far; Linux tells it in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def capture_bytes(model: HookedModel, plan: Plan) -> int:
@@ -102,14 +102,12 @@ def problem_bytes(plan: Plan) -> int:
 def estimate_analysis(subject: Subject, plan: Plan, asked: Asked) -> Estimate:
     """The cost of `analyze` on a task; jobs that follow the sweep are named, and not timed."""
     model, workers = subject.model, plan.workers
-    weights = weight_bytes(model)
     fixed, each = _trial(subject, plan, asked)
     findings = len(asked.analyses) + len(asked.jobs)
     jobs = ", ".join(job.name for job in asked.jobs) or "none"
     return Estimate(
         (
-            Cost("the model, its twin and the audit's copy", memory=COPIES * weights),
-            Cost("copies of the workers", memory=2 * workers * weights),
+            Cost("the process with its models and fits, in a trial", memory=peak_bytes()),
             Cost("captures of a shard", memory=2 * workers * capture_bytes(model, plan)),
             Cost("problems of a shard", memory=workers * problem_bytes(plan)),
             Cost("fits, whatever the number of sequences", seconds=fixed),
@@ -135,14 +133,12 @@ def _trial(subject: Subject, plan: Plan, asked: Asked) -> tuple[float, float]:
 
 def estimate_survey(asked: Survey) -> Estimate:
     """The cost of reading a language model: a survey of the fewest windows, scaled to all."""
-    model = asked.subject.model
-    weights = weight_bytes(model)
     started = time.perf_counter()
     survey(Survey(asked.subject, asked.reading, LEAST_WINDOWS, asked.seed))
     each = (time.perf_counter() - started) / LEAST_WINDOWS
     return Estimate(
         (
-            Cost("the model, its twin and the audit's copy", memory=COPIES * weights),
+            Cost("the process with its models, in a trial", memory=peak_bytes()),
             Cost(f"{asked.sequences:,} windows", seconds=each * asked.sequences),
             Cost("the report", disk=REPORT + PER_FINDING),
         )
