@@ -77,7 +77,7 @@ class TensorFolder:
         """
         for path in dict.fromkeys(self.files.values()):
             with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated)
                     yield name, file.get_tensor(name)
 
 

@@ -58,7 +58,7 @@ SEQUENCES, WINDOWS = 4096, 256  # of a task; of a text
 @workers_option
 @device_option
 @click.option(
-    "--plan", "plan_only", is_flag=True, help="Print memory, time and disk of the run; run nothing."
+    "--plan", "plan_only", is_flag=True, help="After a short trial, print what a run will take."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
 def analyze(
