@@ -21,10 +21,10 @@ demo: install
 test: test-fast test-slow
 
 test-fast: lint
-	$(BIN)/pytest -q -m "not slow" -n 2
+	$(BIN)/pytest -q -m "not slow" -n 2 --dist worksteal
 
 test-slow: install
-	$(BIN)/pytest -q -m slow -n 2
+	$(BIN)/pytest -q -m slow -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff format --check .
