@@ -21,8 +21,8 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.response import hat_features
+from probe.stages import Batch, Results, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Batch, Results, Sums
 from probe.views import SUBJECT
 
 FIT_SEQUENCES, TEST_SEQUENCES = 512, 512

@@ -15,8 +15,8 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.reference import MESA, MODEL, PREDICTORS, ReferenceStage, conclude
+from probe.stages import Measured, Results
 from probe.statistics import Interval, bootstrap_interval, mean_per_sequence
-from probe.sweep import Measured, Results
 from probe.tasks.base import label
 from probe.views import SUBJECT, TWIN
 

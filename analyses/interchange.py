@@ -27,8 +27,8 @@ from probe.causal.transfer import GAP, Transfer, fit_response, loss_after, score
 from probe.checkpoints.base import Subject
 from probe.findings import Finding, IntervalChart, LineChart, Metric, Outcome, Series, Table
 from probe.rule import Thresholds
+from probe.stages import Results
 from probe.statistics import Interval, against_margin, bootstrap_interval, holm
-from probe.sweep import Results
 from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT, TWIN
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.findings import Figure, Finding, HeatMap, LineChart, Metric, Outcome, Series, Table
 from probe.moments import Moments
+from probe.plan import FOLDS
 from probe.ridge import fit_ridge
 from probe.sampling import generator_for
+from probe.stages import Batch, Context, Results, Sums, previous
 from probe.statistics import Interval, bootstrap_interval
-from probe.sweep import FOLDS, Batch, Context, Results, Sums, previous
 from probe.views import ANOTHER, SUBJECT, TWIN
 
 GRADIENT = ("C q", "G q", "C G q")

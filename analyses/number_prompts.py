@@ -22,9 +22,10 @@ from probe.findings import Finding, LineChart, Metric, Outcome, Role, Series, Ta
 from probe.language_task import lacks_numbers
 from probe.models.number_reader import NumberReader, first_number
 from probe.number_study import fresh_contexts, on_device, prompts_of, twin_of
+from probe.plan import TEST
 from probe.problem import InContextProblem
+from probe.stages import Context
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
-from probe.sweep import TEST, Context
 from probe.tasks.base import Task, label
 from probe.tasks.numbers import BoundPrompts
 

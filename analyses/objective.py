@@ -24,8 +24,8 @@ from probe.objective_fit import PLAIN, ObjectiveFit
 from probe.objectives import GAMMAS, POWERS, objective_stage
 from probe.profiles import Profile
 from probe.rule import Thresholds
+from probe.stages import Results
 from probe.statistics import Interval
-from probe.sweep import Results
 from probe.views import PLANTED, SUBJECT
 
 FORMULAE = {

@@ -27,8 +27,8 @@ from probe.findings import Finding, Metric, Outcome
 from probe.response import gcv_solve, second_differences
 from probe.rule import Thresholds
 from probe.sampling import generator_for
+from probe.stages import Batch, Results, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Batch, Results, Sums
 from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT, TWIN
 

@@ -39,8 +39,8 @@ from probe.signatures import (
     State,
     read_signature,
 )
+from probe.stages import Results
 from probe.statistics import Interval, bootstrap_interval
-from probe.sweep import Results
 from probe.symmetries import (
     can_splice,
     is_isotropic,

@@ -27,8 +27,8 @@ from probe.response import half_crossing
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Thresholds, classify
 from probe.scores import CurveBand, Reading, curve_band, nulls, read
+from probe.stages import Measured, Results
 from probe.statistics import Interval
-from probe.sweep import Measured, Results
 from probe.tasks.base import label
 from probe.views import PLANTED, SUBJECT, SWAPPED, TWIN
 

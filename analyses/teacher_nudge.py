@@ -15,8 +15,8 @@ from probe.analysis import Setting
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.nudge import NudgeStage, nudge_of
 from probe.rule import Thresholds
+from probe.stages import Results
 from probe.statistics import Interval
-from probe.sweep import Results
 
 
 @dataclass(frozen=True)

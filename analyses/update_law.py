@@ -22,8 +22,8 @@ from probe.response_stage import Learned, ResponseStage, response_stages
 from probe.scores import Reading, Score, read
 from probe.solvers.base import Quadratic, zoom
 from probe.solvers.ridge import shrinkage as ridge_shrinkage
+from probe.stages import Measured, Results
 from probe.statistics import Interval
-from probe.sweep import Measured, Results
 from probe.views import SUBJECT
 
 MARGIN = 0.02

@@ -20,8 +20,8 @@ from probe.checkpoints.base import Subject, lacks_weights, transformer_of
 from probe.closeness import Closeness, compare
 from probe.findings import Finding, LineChart, Metric, Outcome, Series, Table
 from probe.models.transformer import SequenceTransformer
+from probe.plan import FIT, Plan
 from probe.report.text import number
-from probe.sweep import FIT, Plan
 from probe.tasks.base import Task, lacks_questions
 from probe.views import SUBJECT
 from probe.weights.blocks import with_scalars

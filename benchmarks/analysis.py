@@ -18,8 +18,8 @@ from torch import Tensor
 from probe.checkpoints.base import Subject, load
 from probe.pilot import scout
 from probe.pipeline import Request, analyze
+from probe.plan import FIT, SHARD, TEST, Plan
 from probe.response_stage import response_stages
-from probe.sweep import FIT, SHARD, TEST, Plan
 from probe.tasks.base import find_task
 from probe.threads import one_thread
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 from probe import registry
@@ -10,7 +11,8 @@ from probe.audit import failed
 from probe.checkpoints.base import Subject
 from probe.errors import InputError
 from probe.findings import Check, Finding
-from probe.sweep import Plan, Results, Stage
+from probe.plan import Plan
+from probe.stages import Results, Stage
 from probe.tasks.base import Task, Windows
 
 GROUP = "mesaprobe.analyses"
@@ -142,9 +144,13 @@ class Asked:
 
 def installed_analyses() -> dict[str, Analysis | Job]:
     """All analyses by name: of every package that an entry point of the group names."""
-    packages = [entry.load() for entry in entry_points(group=GROUP)]
-    found = [item for package in packages for item in registry.discover(package).items()]
+    found = [item for package in analysis_packages() for item in registry.discover(package).items()]
     return dict(sorted(found))
+
+
+def analysis_packages() -> list[ModuleType]:
+    """Every package that an entry point of the group names."""
+    return [entry.load() for entry in entry_points(group=GROUP)]
 
 
 def choose_analyses(

@@ -141,6 +141,9 @@ class Capture:
         )
 
 
+Forward = Callable[[HookedModel, Tensor, int], Capture]  # a model on tokens, so many at a time
+
+
 def predictor_only(output: Float[Tensor, "batch time d_v"]) -> Capture:
     """The capture of a predictor without an inside."""
     nothing = output.new_zeros(0, *output.shape[:2], 0)

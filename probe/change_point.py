@@ -16,8 +16,8 @@ from probe.response import COARSE, FINE, coarse_to_fine
 from probe.response_stage import response_stages
 from probe.scores import Reading, Score, scored
 from probe.solvers.base import Fitted, Quadratic
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, bootstrap_interval
-from probe.sweep import Batch, Measured, Sums
 from probe.views import SUBJECT
 
 SEQUENCES = 512  # of each split

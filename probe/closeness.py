@@ -9,8 +9,10 @@ from torch import Tensor
 
 from probe.capture import Capture, capture_output, predictor_only
 from probe.models.hooked import HookedModel
+from probe.plan import Plan
+from probe.stages import Batch, Context, Sums, View
 from probe.statistics import Interval, mean_per_sequence, share_explained
-from probe.sweep import Batch, Context, Plan, Sums, Sweep, View
+from probe.sweep import Sweep
 from probe.views import SUBJECT, seen_as
 
 CHANGE = "change to "

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from probe.response import FINE, hat_features
 from probe.solvers.base import ColumnFamily, Fitted, Quadratic, Spectral, SpectralFamily, families
+from probe.stages import Batch
 from probe.statistics import BLOCKS
-from probe.sweep import Batch
 
 Spans = tuple[tuple[int, int], ...]
 

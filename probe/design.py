@@ -21,11 +21,13 @@ from probe.capture import Capture, capture, predictor_only
 from probe.columns import Columns
 from probe.errors import InputError
 from probe.input_laws import OWN
+from probe.plan import Plan
 from probe.response_stage import OUTPUT, ResponseStage
 from probe.solvers.base import Fitted, MapFamily, Quadratic, families
+from probe.stages import Context, View
 from probe.statistics import minimum_detectable, standard_error
 from probe.survey import SEARCHED, Law, plan_under, survey
-from probe.sweep import Context, Plan, Sweep, View
+from probe.sweep import Sweep
 
 SHORT = 3
 SAME = 1e-6  # of R^2: the columns are products of float32

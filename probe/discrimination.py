@@ -20,14 +20,16 @@ from probe.design import Meeting, Pair, comparable, measure, pairs
 from probe.findings import Finding, Metric, Outcome, Table
 from probe.input_laws import OWN
 from probe.models.hooked import HookedModel
+from probe.plan import Plan
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Thresholds, classify
 from probe.scores import Reading, read, scored
 from probe.solvers.base import Fitted, Quadratic
+from probe.stages import Measured, Results, View
 from probe.standing import Standing, standing
 from probe.statistics import BLOCKS, Interval
 from probe.survey import Law, survey
-from probe.sweep import Measured, Plan, Results, Sweep, View
+from probe.sweep import Sweep
 from probe.views import SUBJECT
 
 NAME = "discrimination"

@@ -15,8 +15,8 @@ from probe.columns import Columns
 from probe.problem import Spectrum
 from probe.response import FINE, hat_features
 from probe.solvers.base import Fitted, Quadratic
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Batch, Measured, Sums
 from probe.views import SUBJECT
 
 LEAST_SHARE = 0.25  # of the sequences: 64 of a shard of 256, one for every block

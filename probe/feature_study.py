@@ -30,9 +30,11 @@ from probe.features import (
     sites_of,
 )
 from probe.models.hooked import HookedModel
+from probe.plan import PILOT, Plan
 from probe.ridge import RidgeFit
+from probe.stages import Batch, Context, Measured, Results, Stage, Sums
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
-from probe.sweep import PILOT, Batch, Context, Measured, Plan, Results, Stage, Sums, Sweep
+from probe.sweep import Sweep
 from probe.tasks.base import Task
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics
 from probe.tasks.partial_observation import (

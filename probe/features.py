@@ -17,10 +17,11 @@ from probe.capture import Capture
 from probe.extensions import Places
 from probe.models.transformer import SequenceTransformer
 from probe.moments import Moments
+from probe.plan import FOLDS
 from probe.problem import PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.response import log_knots
 from probe.ridge import RidgeFit, fit_ridge
-from probe.sweep import FOLDS, Batch, Sums
+from probe.stages import Batch, Sums
 from probe.tasks.base import shifted
 from probe.tasks.nonlinear_dynamics import Map
 from probe.tasks.partial_observation import delay_embedding

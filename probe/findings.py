@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import PlainSerializer, PlainValidator
 
 from probe.statistics import Interval
 
@@ -27,12 +28,24 @@ class Metric:
         return cls(interval.value, definition, interval.lo, interval.hi)
 
 
+def _frame_to_plain(frame: pd.DataFrame) -> dict[str, Any]:
+    columns = {str(name): column.tolist() for name, column in frame.items()}
+    return {"columns": columns, "dtypes": {str(n): str(t) for n, t in frame.dtypes.items()}}
+
+
+def _frame_of_plain(plain: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(plain["columns"]).astype(plain["dtypes"])
+
+
+Frame = Annotated[pd.DataFrame, PlainSerializer(_frame_to_plain), PlainValidator(_frame_of_plain)]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows that a user may want to plot again; written as tables/NAME.csv."""
 
     name: str
-    frame: pd.DataFrame
+    frame: Frame
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from probe.problem import InContextProblem
 from probe.profiles import Profile
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Batch, Measured, Sums
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.regression import InContextRegression

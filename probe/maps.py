@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.columns import Spans
 from probe.solvers.base import MapFamily, families
-from probe.sweep import Batch, Sums
+from probe.stages import Batch, Sums
 
 
 def map_families() -> list[MapFamily]:

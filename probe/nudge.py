@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.analysis import Setting
+from probe.stages import Batch, Results, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Batch, Results, Sums
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.nonlinear_dynamics import NonlinearDynamics

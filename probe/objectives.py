@@ -20,7 +20,7 @@ from probe.extensions import ExtensionStage, Places, enough, places_of
 from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.response import log_knots
 from probe.sampling import generator_for
-from probe.sweep import Batch
+from probe.stages import Batch
 from probe.views import PLANTED, SUBJECT
 
 GAMMAS = (0.99, 0.97, 0.95, 0.9, 0.8)

@@ -5,8 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.analysis import Setting
+from probe.plan import PILOT, SHARD, Plan
 from probe.response import log_knots
-from probe.sweep import PILOT, SHARD, Context, Plan
+from probe.stages import Context
 
 SHARDS = 2
 RIDGES = torch.logspace(-5, 3, 33, dtype=torch.float64)

@@ -3,12 +3,12 @@
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from probe import discrimination, nudge, reference, verdict
-from probe.analysis import Asked, Bench, Setting, choose_analyses
+from probe.analysis import Bench, Setting, choose_analyses
 from probe.audit import audit
-from probe.capture import capture
 from probe.change_point import change_point_stage, read_parts
 from probe.checkpoints.base import Subject, transformer_of
 from probe.doctor import current_versions, provenance
@@ -16,15 +16,18 @@ from probe.errors import InputError
 from probe.findings import Check, Finding, Instrument, Report
 from probe.models.hooked import SequenceModel
 from probe.pilot import scout
+from probe.plan import PILOT, Plan
 from probe.progress import Phases
 from probe.reproduction import protocol
 from probe.response_stage import OUTPUT, response_stages
 from probe.rule import Thresholds
 from probe.scores import Reading, read
-from probe.sweep import LEAST_SEQUENCES, PILOT, Plan, Results, Stage, Sweep
+from probe.stages import Results
+from probe.sweep import Means
+from probe.sweeps import Measured, swept
 from probe.tasks.base import label
 from probe.threads import one_thread
-from probe.views import SUBJECT, TWIN, all_views, permuted_twin, seen_as
+from probe.views import SUBJECT
 
 Progress = Callable[[int, int], None]
 AUDITED = 16  # sequences of the audit
@@ -52,17 +55,21 @@ class Request:
     discriminate: bool = False
 
 
-def analyze(request: Request, progress: Progress = lambda done, total: None) -> Report:
-    """Runs everything; writes nothing.
+def analyze(
+    request: Request,
+    progress: Progress = lambda done, total: None,
+    means: Means | None = None,
+) -> Report:
+    """Runs everything; writes no report.
 
     Raises:
         InputError: The task does not fit the model, or its outputs are not finite.
     """
     with one_thread():
-        return _analyze(request, progress)
+        return _analyze(request, progress, means or Means())
 
 
-def _analyze(request: Request, progress: Progress) -> Report:
+def _analyze(request: Request, progress: Progress, means: Means) -> Report:
     started = time.time()
     subject, plan = request.subject, request.plan
     check_fit(subject, plan)
@@ -71,28 +78,38 @@ def _analyze(request: Request, progress: Progress) -> Report:
     phases = Phases(progress, 1 + len(asked.jobs))
     setting = scout(plan, subject.model.layers)
     beside = reference.ReferenceStage(setting.ridge)
-    results, clipped = swept(subject, plan, setting, asked, phases.next())
-    findings = {a.name: a.conclude(setting, results) for a in asked.analyses}
+    measured = swept(subject, plan, setting, asked, phases.next(), means)
+    results = measured.results
+    wanted: dict[str, Callable[[], Finding]] = {
+        one.name: partial(one.conclude, setting, results) for one in asked.analyses
+    }
     for job in asked.jobs:
-        findings[job.name] = job.run(Bench(subject, plan, setting, results, phases.next()))
+        bench = Bench(subject, plan, setting, results, phases.next())
+        wanted[job.name] = partial(job.run, bench)
     if request.published:
-        beside_ours = protocol.published_protocol(transformer_of(subject), plan.task, plan.seed)
-        findings[beside_ours.analysis] = beside_ours
+        model = transformer_of(subject)
+        wanted["published_protocol"] = partial(
+            protocol.published_protocol, model, plan.task, plan.seed
+        )
     if request.discriminate:
-        apart = discrimination.discriminate(subject.model, plan, setting, results)
-        findings[apart.analysis] = apart
+        wanted[discrimination.NAME] = partial(
+            discrimination.discriminate, subject.model, plan, setting, results
+        )
+    findings = {name: means.journal.finding(name, find) for name, find in wanted.items()}
     return Report(
         subject=describe_subject(subject),
-        task=describe_task(plan, clipped),
-        verdict=_judge(setting, results, findings, clipped, checks),
+        task=describe_task(plan, measured.clipped),
+        verdict=_judge(setting, measured, findings, checks),
         reference=reference.conclude(results[beside, SUBJECT]),
         findings=asked.in_order(findings),
         left_out=asked.left_out,
         audit=checks,
         run={
             **describe_run(subject, time.time() - started, plan.device),
-            "workers": plan.workers,
-            "batch_size": plan.batch_size,
+            "engine": means.engine.name,
+            "workers": means.engine.workers(plan),
+            **_batches(plan, measured),
+            "resumed": means.journal.resumed,
         },
     )
 
@@ -125,55 +142,13 @@ def _vital(checks: tuple[Check, ...]) -> tuple[Instrument, ...]:
     )
 
 
-def least_plan(plan: Plan, times: int = 1) -> Plan:
-    """A plan of as few sequences as can be, or so many times that."""
-    return replace(plan, sequences=min(plan.sequences, LEAST_SEQUENCES * times))
-
-
-def swept(
-    subject: Subject,
-    plan: Plan,
-    setting: Setting,
-    asked: Asked,
-    progress: Progress = lambda done, total: None,
-) -> tuple[Results, dict[str, float]]:
-    """One sweep over the task's own law, and a shorter one over each other law.
-
-    Returns:
-        What the stages measured, and the share of clipped entries under each law.
-    """
-    beside = reference.ReferenceStage(setting.ridge)
-    wanted: list[Stage] = [*response_stages(setting), beside, change_point_stage(setting)]
-    wanted += [stage for a in asked.analyses for stage in a.stages(setting)]
-    turned = nudge.nudge_of(setting)
-    own = tuple(stage for stage in wanted if not isinstance(stage, nudge.NudgeStage))
-    twin = permuted_twin(subject.model, plan.seed)
-    sweep = Sweep(
-        plan,
-        {SUBJECT: subject.model, TWIN: twin},
-        all_views(setting.ridge),
-        capture,
-        lambda done, total: progress(done, total + bool(turned)),
-    )
-    results = dict(sweep.run(own))
-    clipped = {"in distribution": sweep.clipped_share}
-    for stage in turned:
-        shorter = replace(plan, task=stage.task, sequences=max(plan.sequences // 4, 256))
-        view = {SUBJECT: seen_as(SUBJECT)}
-        nudged = Sweep(shorter, {SUBJECT: subject.model}, view, capture)
-        results |= nudged.run((stage,))
-        clipped["nudged teacher"] = nudged.clipped_share
-        progress(1, 1)
-    return results, clipped
-
-
 def _judge(
     setting: Setting,
-    results: Results,
+    measured: Measured,
     findings: Mapping[str, Finding],
-    clipped: Mapping[str, float],
     checks: tuple[Check, ...],
 ) -> verdict.Verdict:
+    results = measured.results
     stages = {view: stage for stage in response_stages(setting) for view in stage.views}
     thresholds = Thresholds.load()
 
@@ -183,7 +158,7 @@ def _judge(
     evidence = verdict.Evidence(
         reading=read_view(SUBJECT),
         instruments=(*_vital(checks), *verdict.check_instruments(read_view, thresholds)),
-        nudge=_nudge(setting, results, clipped),
+        nudge=_nudge(setting, results, measured.clipped),
         findings=findings,
         layers=setting.layers,
         scope=f"task {setting.task.name}, in distribution, t = {label(setting.windows.judged)}",
@@ -200,6 +175,13 @@ def _nudge(
         excess = clipped["nudged teacher"] - clipped["in distribution"]
         return verdict.Nudge(alpha.value, fixed.value, nudge.known_teachers(setting.task), excess)
     return None
+
+
+def _batches(plan: Plan, measured: Measured) -> dict[str, object]:
+    """The batch size, and what became of it where memory ran out."""
+    fitted = measured.batch_size
+    halved = {"batch_size_asked": plan.batch_size, "memory": f"ran out; {fitted} sequences fitted"}
+    return {"batch_size": fitted, **(halved if fitted < plan.batch_size else {})}
 
 
 def describe_subject(subject: Subject) -> dict[str, object]:

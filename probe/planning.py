@@ -11,8 +11,9 @@ from probe.language import LEAST as LEAST_WINDOWS
 from probe.language import Survey, survey
 from probe.models.hooked import HookedModel
 from probe.pilot import scout
-from probe.pipeline import Request, check_fit, least_plan, swept
-from probe.sweep import PILOT, SHARD, Plan
+from probe.pipeline import Request, check_fit
+from probe.plan import PILOT, SHARD, Plan
+from probe.sweeps import least_plan, swept
 from probe.threads import one_thread
 
 REPORT, PER_FINDING = 2**18, 2**17  # bytes of a report and of each finding, by those in the gallery

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.findings import Reference
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import mean_per_sequence, share_explained
-from probe.sweep import Batch, Measured, Sums
 from probe.views import SUBJECT, TWIN
 
 PREDICTORS = ("model", "mesa-layer", "one gradient step", "oracle", "zero")

@@ -15,9 +15,10 @@ from torch import Tensor
 from probe.analysis import Setting
 from probe.columns import Columns, Spans
 from probe.maps import map_errors, map_families, map_products, solve_maps
+from probe.plan import SHARD
 from probe.response import gcv_solve
 from probe.solvers.base import ColumnFamily, Fitted, Quadratic, families
-from probe.sweep import SHARD, Batch, Sums
+from probe.stages import Batch, Sums
 from probe.tasks.base import Windows
 from probe.views import PLANTED, SUBJECT, SWAPPED, TWIN
 

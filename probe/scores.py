@@ -10,13 +10,13 @@ from torch import Tensor
 from probe.response import COARSE, FINE, coarse_to_fine, second_differences
 from probe.response_stage import Learned, ResponseStage
 from probe.solvers.base import Fitted, families
+from probe.stages import Measured, Sums
 from probe.statistics import (
     Interval,
     bootstrap_interval,
     resample_weights,
     share_explained,
 )
-from probe.sweep import Measured, Sums
 
 SIMPLER = 0.002
 

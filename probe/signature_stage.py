@@ -16,8 +16,8 @@ from torch import Tensor
 from probe.capture import Runner
 from probe.response import FINE, hat_features
 from probe.sampling import generator_for, uniform
+from probe.stages import Batch, Context, Sums
 from probe.statistics import Interval, Statistic, share_explained
-from probe.sweep import Batch, Context, Sums
 from probe.symmetries import (
     PairedTokens,
     permuted,

@@ -7,9 +7,10 @@ import torch
 
 from probe.columns import Columns
 from probe.input_laws import Inputs, candidates
+from probe.plan import PILOT, Plan
 from probe.response import log_knots
 from probe.solvers.base import ColumnFamily, families
-from probe.sweep import PILOT, Context, Plan
+from probe.stages import Context
 
 SEARCHED = 512
 PILOTED = 128

@@ -12,7 +12,7 @@ from probe.models.hooked import HookedModel
 from probe.models.transformer import Block
 from probe.problem import InContextProblem
 from probe.sampling import generator_for
-from probe.sweep import Context, View
+from probe.stages import Context, View
 
 SUBJECT = "subject"
 TWIN = "permuted_twin"

@@ -9,10 +9,12 @@ from probe.analysis import Setting
 from probe.capture import capture, predictor_only
 from probe.columns import Columns
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.response_stage import OUTPUT, ResponseStage
 from probe.scores import Reading, read
 from probe.solvers.base import ColumnFamily, families
-from probe.sweep import Context, Plan, Results, Sweep
+from probe.stages import Context, Results
+from probe.sweep import Sweep
 from probe.tasks.base import Task
 
 Predictor = Callable[[Context], torch.Tensor]

@@ -3,7 +3,7 @@
 import torch
 
 from probe.planted.base import Planted, State
-from probe.sweep import Context
+from probe.stages import Context
 
 
 def layers_with_state(planted: Planted) -> list[int]:

@@ -10,7 +10,7 @@ from probe.analysis import Asked, Bench, choose_analyses, installed_analyses
 from probe.errors import InputError
 from probe.findings import Finding, Metric
 from probe.pipeline import Request, analyze
-from probe.sweep import Plan
+from probe.plan import Plan
 
 
 @dataclass(frozen=True)

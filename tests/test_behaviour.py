@@ -7,9 +7,11 @@ from analyses.behaviour import Behaviour
 from probe.analysis import Setting
 from probe.capture import capture, predictor_only
 from probe.pilot import scout
+from probe.plan import FIT, TEST, Plan
 from probe.reference import PREDICTORS, ReferenceStage, conclude
 from probe.solvers.ridge import shrinkage
-from probe.sweep import FIT, TEST, Context, Plan, Sweep
+from probe.stages import Context
+from probe.sweep import Sweep
 from probe.views import SUBJECT, TWIN
 
 

@@ -47,7 +47,7 @@ def side(subject_of, small_task, small_constructed_task):
 
 def test_losses_are_paired_on_the_same_sequences(side, subject_of, small_task) -> None:
     """Against losses computed here, sequence by sequence."""
-    from probe.sweep import TEST, Plan
+    from probe.plan import TEST, Plan
 
     plan = Plan(small_task, 256, 0)
     drawn = [plan.draw(TEST, i, count) for i, (_, count) in enumerate(plan.shards(TEST))]
@@ -108,8 +108,9 @@ def test_other_sequences_under_a_layout_are_refused(subject_of, small_task) -> N
     from probe.capture import capture_output
     from probe.comparison.groups import same_problem
     from probe.errors import InputError
+    from probe.plan import Plan
     from probe.reference import ReferenceStage
-    from probe.sweep import Plan, Sweep
+    from probe.sweep import Sweep
 
     noisy = replace(small_task, name="noisy", noise=0.5)
     assert not same_problem(small_task, noisy)

@@ -21,10 +21,11 @@ from probe.design import (
 )
 from probe.errors import InputError
 from probe.input_laws import OWN, TWO_CLUSTER, Inputs, candidates
+from probe.plan import Plan
 from probe.solvers import conjugate_gradient
 from probe.solvers.base import Fitted
+from probe.stages import Context
 from probe.survey import survey
-from probe.sweep import Context, Plan
 from probe.tasks.base import find_task
 
 DELTA, CLIPPED = 0.01, 0.01

@@ -12,12 +12,13 @@ from probe.checkpoints.native import write_native
 from probe.discrimination import Answer, Asked, Trial, ask, conclude, left_open, part
 from probe.input_laws import OWN, TWO_CLUSTER
 from probe.pipeline import Request, analyze
+from probe.plan import Plan
 from probe.rule import Thresholds
 from probe.sampling import generator_for, normal
 from probe.solvers import chebyshev, conjugate_gradient, ridge
+from probe.stages import Context
 from probe.standing import standing
 from probe.survey import Survey, survey
-from probe.sweep import Context, Plan
 from probe.tasks.base import find_task
 
 RULE = Thresholds.load()

@@ -25,10 +25,12 @@ from probe.findings import Finding
 from probe.models.attention import KINDS
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.pilot import scout
+from probe.plan import PILOT, Plan
 from probe.planted.features import feature_learner
 from probe.report.figures import render
 from probe.sampling import generator_for
-from probe.sweep import PILOT, Batch, Context, Plan, Sweep
+from probe.stages import Batch, Context
+from probe.sweep import Sweep
 from probe.tasks.base import Task, find_task
 from probe.tasks.nonlinear_dynamics import FeatureMap, NonlinearDynamics, PlainFeatureMap
 from probe.tasks.partial_observation import PartialObservation

@@ -14,9 +14,9 @@ from probe.few_shot.losses import frozen, squared_errors
 from probe.few_shot.procedure import tasks
 from probe.few_shot.references import AllTransitions, LeastSquares
 from probe.few_shot.tuning import Budget, check_loss, random_eos, tune, tuned_eos, tuned_prefix
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.sampling import generator_for
-from probe.sweep import Plan
 from probe.tasks.base import find_task
 from probe.tasks.few_shot import Bare, WithEos, WithPrefix
 

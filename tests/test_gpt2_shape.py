@@ -20,10 +20,10 @@ from probe.errors import InputError
 from probe.models.attention import LinearAttention, SoftmaxAttention
 from probe.models.norm import LayerNorm
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
+from probe.plan import Plan
 from probe.planted.base import Planted, families_planted
 from probe.planted.disguises.base import is_linear_in_stream
 from probe.sampling import generator_for, normal
-from probe.sweep import Plan
 from probe.tasks.base import find_task
 from probe.token_binding.attention import contributions, mixing_weights, without
 from probe.token_binding.window import LagWindow

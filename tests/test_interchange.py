@@ -14,11 +14,13 @@ from probe.causal.patterns import Products, pattern
 from probe.causal.states import ActedOn
 from probe.causal.transfer import HATS, Place, columns
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.planted.base import Planted, families_planted
 from probe.planted.descent import Steps, plant_descent
 from probe.planted.disguises.base import disguises
 from probe.sampling import generator_for, normal
-from probe.sweep import Context, Plan, Results, Sweep
+from probe.stages import Context, Results
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 

@@ -18,12 +18,13 @@ from probe.models.transformer import SequenceTransformer
 from probe.nudge import nudge_of
 from probe.pilot import scout
 from probe.pipeline import Request, analyze
+from probe.plan import Plan
 from probe.planted.base import error_against_solver, families_planted
 from probe.planted.descent import plant_descent
 from probe.planted.frame import Frame
 from probe.planted.slots import Layer, linear
 from probe.sampling import generator_for
-from probe.sweep import Context, Plan
+from probe.stages import Context
 from probe.symmetries import paired_tokens, permuted, with_values
 from probe.tasks.base import Spaced, Task, asked_tokens
 from probe.tasks.functions import DecisionTree, Linear, Quadratic, Sign, TwoLayer

@@ -6,8 +6,10 @@ import torch
 from analyses.layer_reconstruction import LayerReconstruction, features
 from probe.analysis import Setting
 from probe.capture import Capture, capture
+from probe.plan import Plan
 from probe.sampling import generator_for, normal
-from probe.sweep import Context, Plan, Sweep
+from probe.stages import Context
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.views import ANOTHER, SUBJECT, TWIN
 

@@ -6,9 +6,10 @@ import torch
 from analyses.linear_probing import CROSS, NEXT, QUERY, LinearProbing, Target, _outcome
 from probe.analysis import Setting
 from probe.capture import Capture, capture
+from probe.plan import Plan
 from probe.sampling import generator_for, normal
 from probe.statistics import Interval
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.views import ANOTHER, SUBJECT, SWAPPED, TWIN
 

@@ -16,12 +16,12 @@ from probe.models.attention import (
     LinearAttention,
     SoftmaxAttention,
 )
+from probe.plan import Plan
 from probe.planted.frame import Frame, standard_clock
 from probe.planted.kernel_smoother import plant_smoother
 from probe.planted.scales import scales_of
 from probe.planted.slots import SHUT, Head, Layer, gated
 from probe.sampling import generator_for, normal
-from probe.sweep import Plan
 from probe.tasks.base import find_task
 
 CONSTRUCTED, RAW = "linear-narrow-constructed", "linear-narrow"

@@ -9,9 +9,11 @@ from analyses.loss_power import NOISY, OWN, LossPower, Readings, conclude, stage
 from probe.capture import capture, predictor_only
 from probe.findings import Finding
 from probe.loss_power import Noisy, PowerReading, PowerStage, louder, minimiser
+from probe.plan import Plan
 from probe.rule import Thresholds
 from probe.sampling import generator_for, normal
-from probe.sweep import Context, Plan, Sweep
+from probe.stages import Context
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.teachers import Orthogonal

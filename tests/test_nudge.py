@@ -9,8 +9,9 @@ from analyses.teacher_nudge import TeacherNudge
 from probe.capture import capture, predictor_only
 from probe.nudge import NudgeStage, known_teachers, nudge_of
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.solvers.ridge import shrinkage
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.tasks.teachers import Fixed, Pool
 from probe.views import SUBJECT

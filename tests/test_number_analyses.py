@@ -28,9 +28,9 @@ from probe.models.bridge import BridgedModel
 from probe.models.number_reader import NumberReader
 from probe.pilot import scout
 from probe.pipeline import Request, analyze
+from probe.plan import Plan
 from probe.problem import InContextProblem
 from probe.sampling import generator_for, normal
-from probe.sweep import Plan
 from probe.tasks.few_shot import pairs_problem
 
 

@@ -20,11 +20,13 @@ from probe.objectives import (
     whitening,
 )
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.problem import prefix_moments, spectrum
 from probe.profiles import Profile
 from probe.sampling import generator_for, normal
 from probe.solvers import gradient_descent, ridge
-from probe.sweep import Context, Plan, Sweep
+from probe.stages import Context
+from probe.sweep import Sweep
 from probe.tasks.base import Task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.regression import Geometric, InContextRegression

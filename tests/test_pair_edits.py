@@ -10,12 +10,14 @@ from probe.analysis import Analysis
 from probe.capture import capture
 from probe.findings import Finding
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.planted.base import Planted, families_planted
 from probe.planted.descent import plant_descent
 from probe.planted.disguises.base import disguises
 from probe.sampling import generator_for
 from probe.solvers.chebyshev import nodes
-from probe.sweep import Context, Plan, Results, Sweep
+from probe.stages import Context, Results
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 

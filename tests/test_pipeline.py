@@ -10,9 +10,9 @@ from probe.errors import InputError
 from probe.findings import Report
 from probe.models.transformer import SequenceTransformer
 from probe.pipeline import Request, analyze
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.sampling import generator_for
-from probe.sweep import Plan
 from probe.tasks.base import Task, find_task
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.teachers import Fixed

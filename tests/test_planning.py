@@ -8,6 +8,7 @@ import pytest
 from probe.capture import capture
 from probe.errors import InputError
 from probe.pipeline import Request
+from probe.plan import PILOT, SHARD, Plan
 from probe.planning import (
     PER_FINDING,
     REPORT,
@@ -18,7 +19,7 @@ from probe.planning import (
     peak_bytes,
     problem_bytes,
 )
-from probe.sweep import PILOT, SHARD, Context, Plan
+from probe.stages import Context
 from probe.tasks.base import find_task
 
 

@@ -21,7 +21,7 @@ from probe.planted.slots import SHUT, Hidden, Layer, Slots, assemble, gated, lin
 from probe.problem import prefix_moments
 from probe.sampling import generator_for, normal
 from probe.solvers import chebyshev, gradient_descent, momentum, ridge
-from probe.sweep import Context
+from probe.stages import Context
 from probe.tasks.base import Task, find_task, shifted
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.teachers import Contracting, GivenSpectrum, Orthogonal, Pool

@@ -14,7 +14,7 @@ from probe.planted.newton import NewtonSteps
 from probe.problem import prefix_moments
 from probe.sampling import generator_for, normal
 from probe.solvers import newton
-from probe.sweep import Context
+from probe.stages import Context
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.regression import Geometric, InContextRegression, Isotropic
 from probe.tasks.teachers import Gaussian, Orthogonal

@@ -7,7 +7,7 @@ import pytest
 
 from probe.checkpoints.base import load
 from probe.pipeline import Request, analyze
-from probe.sweep import Plan
+from probe.plan import Plan
 from probe.tasks.base import find_task
 from probe.views import permuted_twin
 

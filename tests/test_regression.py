@@ -8,10 +8,11 @@ from probe.checkpoints.native import write_native
 from probe.nudge import nudge_of
 from probe.pilot import scout
 from probe.pipeline import Request, analyze
+from probe.plan import Plan
 from probe.planted.descent import plant_descent
 from probe.response_stage import WINDOWS, response_stages
 from probe.sampling import generator_for
-from probe.sweep import Context, Plan
+from probe.stages import Context
 from probe.tasks.base import Sequences, find_task
 from probe.tasks.regression import Geometric, InContextRegression, Isotropic
 from probe.tasks.teachers import Gaussian

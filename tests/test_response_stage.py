@@ -9,14 +9,16 @@ from planted_predictors import column, measure, spectral
 from probe.capture import capture, predictor_only
 from probe.columns import Columns
 from probe.pilot import scout
+from probe.plan import FIT, TEST, Plan
 from probe.response import gcv_solve
 from probe.response_stage import OUTPUT, ResponseStage
 from probe.sampling import generator_for, normal
 from probe.scores import curve_band, read
 from probe.solvers import gradient_descent, ridge
 from probe.solvers.base import families
+from probe.stages import Batch, Context
 from probe.statistics import BLOCKS
-from probe.sweep import FIT, TEST, Batch, Context, Plan, Sweep
+from probe.sweep import Sweep
 from probe.views import SUBJECT, SWAPPED, all_views
 
 SEQUENCES = 512

@@ -18,6 +18,7 @@ from probe.findings import Finding, Table
 from probe.models.attention import LinearAttention
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.problem import InContextProblem, prefix_moments, spectrum
 from probe.sampling import generator_for, normal
@@ -30,7 +31,7 @@ from probe.signatures import (
     tolerances,
 )
 from probe.statistics import BLOCKS, bootstrap_interval
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.symmetries import (
     is_isotropic,
     paired_tokens,

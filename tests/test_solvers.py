@@ -17,6 +17,7 @@ from probe.errors import InputError
 from probe.maps import map_products, solve_maps
 from probe.mesa_layer import mesa_layer
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
 from probe.sampling import generator_for, normal
 from probe.solvers import (
@@ -41,7 +42,7 @@ from probe.solvers.base import (
     zoom,
 )
 from probe.solvers.chebyshev_recursion import Recursion
-from probe.sweep import Batch, Context, Plan
+from probe.stages import Batch, Context
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.teachers import Orthogonal
 

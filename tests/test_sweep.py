@@ -12,11 +12,13 @@ from probe.closeness import LossStage
 from probe.columns import Columns
 from probe.errors import InputError
 from probe.pilot import scout
+from probe.plan import FIT, FOLDS, SHARD, TEST, Plan
 from probe.reference import ReferenceStage
 from probe.response_stage import ResponseStage
 from probe.sampling import generator_for
+from probe.stages import Batch, Context, Sums
 from probe.statistics import BLOCKS
-from probe.sweep import FIT, FOLDS, SHARD, TEST, Batch, Context, Plan, Sums, Sweep
+from probe.sweep import Sweep
 from probe.tasks.base import find_task
 from probe.views import SUBJECT, SWAPPED, all_views
 

@@ -16,6 +16,7 @@ from probe.checkpoints.base import Subject, load
 from probe.findings import Finding
 from probe.models.attention import MesaAttention
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.planted.disguises.base import disguises
 from probe.planted.frame import Frame
@@ -23,7 +24,7 @@ from probe.planted.slots import Head, Layer
 from probe.report.figures import render
 from probe.sampling import generator_for, normal
 from probe.statistics import Interval
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.tasks.base import Task, find_task
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.teachers import Contracting, Orthogonal

@@ -11,10 +11,10 @@ import torch
 from probe.checkpoints.native import write_native
 from probe.errors import InputError
 from probe.models.transformer import SequenceTransformer
+from probe.plan import Plan
 from probe.planted.descent import plant_descent
 from probe.report.page import write_page
 from probe.sampling import generator_for, normal
-from probe.sweep import Plan
 from probe.tracking.conclusion import answer, conclude
 from probe.tracking.measure import measure
 from probe.tracking.onset import Absent, Present, Rises

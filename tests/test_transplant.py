@@ -11,9 +11,9 @@ from probe.checkpoints.native import write_native
 from probe.mesa_layer import mesa_layer
 from probe.models.attention import LinearAttention
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.sampling import generator_for
-from probe.sweep import Plan
 from probe.tasks.base import find_task
 from probe.transplant.run import Refusal, Transplant, exchanged, fine_tuned, transplant, unfit
 

@@ -9,9 +9,10 @@ from analyses.update_law import UpdateLaw
 from probe.capture import Capture, capture
 from probe.findings import Finding
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.sampling import generator_for, normal
 from probe.solvers import gradient_descent, newton, ridge
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.tasks.linear_dynamics import LinearDynamics
 from probe.tasks.teachers import Orthogonal
 from probe.views import SUBJECT

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from probe.cli import app
 from probe.findings import Verdict
+from probe.plan import Plan
 from probe.planted.base import Truth, families_planted
 from probe.planted.descent import Filtered, Steps, plant_descent
 from probe.planted.disguises.base import blurred
@@ -18,7 +19,6 @@ from probe.planted.trained import FOLDER, LEARNERS, OTHERS
 from probe.rule import Thresholds
 from probe.sampling import generator_for
 from probe.scores import Reading
-from probe.sweep import Plan
 from probe.tasks.base import find_task
 from probe.validation.bench import Bench
 from probe.validation.calibration import choose, fit_confidence

@@ -13,13 +13,14 @@ from scipy import stats
 from probe.change_point import Parts
 from probe.findings import Finding, Instrument, Table, Verdict
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.rule import Thresholds, classify
 from probe.sampling import generator_for, normal
 from probe.scores import Reading, Score, nulls
 from probe.solvers import gradient_descent, newton, ridge
+from probe.stages import Context
 from probe.standing import Power, power, standing
 from probe.statistics import BLOCKS, against_margin
-from probe.sweep import Context, Plan
 from probe.tasks.base import find_task
 from probe.verdict import Evidence, Nudge, check_instruments, judge
 

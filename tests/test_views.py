@@ -6,7 +6,7 @@ import torch
 from probe.capture import capture, predictor_only
 from probe.sampling import generator_for
 from probe.solvers.ridge import shrinkage
-from probe.sweep import Context
+from probe.stages import Context
 from probe.views import (
     ANOTHER,
     PLANTED,

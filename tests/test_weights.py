@@ -17,11 +17,11 @@ from probe.findings import Finding
 from probe.models.attention import LinearAttention, SoftmaxAttention
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.planted.base import families_planted
 from probe.planted.descent import plant_descent
 from probe.planted.disguises.base import disguises
 from probe.sampling import generator_for, normal
-from probe.sweep import Plan
 from probe.tasks.base import Task, find_task
 from probe.tasks.linear_dynamics import ConstructedTokens, LinearDynamics
 from probe.tasks.regression import InContextRegression

@@ -28,9 +28,9 @@ from probe.atlas.rule import finite, rule_on_noise
 from probe.atlas.scores import Score, Sums, products, scores
 from probe.errors import InputError
 from probe.models.hooked import Heads, HookedModel, Tokens, reading_device
+from probe.plan import FIT, TEST
 from probe.sampling import generator_for
 from probe.statistics import BLOCKS
-from probe.sweep import FIT, TEST
 from probe.views import permuted_twin
 
 SHARD = 8  # sequences that are read at once

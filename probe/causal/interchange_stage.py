@@ -17,7 +17,7 @@ from probe.causal.patterns import Products, pattern, ridge_solve
 from probe.causal.states import SolverState, acted_on, filtered_queries, step_knots
 from probe.causal.transfer import Place, columns
 from probe.sampling import generator_for, normal
-from probe.sweep import Batch, Sums
+from probe.stages import Batch, Sums
 from probe.views import SUBJECT, TWIN
 
 SWAPS = ("state", "query", "prediction", "random")

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.response import FINE, STRIDE, hats, second_differences
+from probe.stages import Context
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import Context
 
 ROUGH = 1e-5  # penalty on the bends of T, as a share of the mean diagonal
 FLOOR = 1e-9

@@ -91,11 +91,11 @@ def analyze(
     from probe.models.hooked import LanguageModel
     from probe.pipeline import Request
     from probe.pipeline import analyze as run
+    from probe.plan import Plan
     from probe.planning import estimate
     from probe.progress import print_table, reporting
     from probe.report.results import json_text, results_dict
     from probe.report.write import write_report
-    from probe.sweep import Plan
     from probe.text import reading_of
 
     subject = load(checkpoint, preset, allow_hub, adapter)

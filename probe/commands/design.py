@@ -35,9 +35,9 @@ def design(
     """
     from probe.design import COLUMNS, comparable, left_open
     from probe.design import design as run
+    from probe.plan import Plan
     from probe.progress import print_table, reporting
     from probe.rule import Thresholds
-    from probe.sweep import Plan
     from probe.tasks.base import find_task
     from probe.threads import one_thread
 

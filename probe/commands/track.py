@@ -49,9 +49,9 @@ def track(
     Checkpoints are ordered by the last whole number in their names. Of a training's output folder
     the sub-folder `checkpoints` is read.
     """
+    from probe.plan import Plan
     from probe.progress import reporting
     from probe.report.page import write_page
-    from probe.sweep import Plan
     from probe.tasks.base import find_task
     from probe.tracking.conclusion import answer, conclude
     from probe.tracking.measure import measure

@@ -64,9 +64,9 @@ def transplant(
     checkpoint, its analysis in report/, and transplant.html. Where there is nothing to replace, or
     too much would be lost, the page says so and no checkpoint is written.
     """
+    from probe.plan import Plan
     from probe.progress import reporting
     from probe.report.page import write_page
-    from probe.sweep import Plan
     from probe.transplant.page import transplant_page
     from probe.transplant.procedure import carry_out
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from probe.comparison.entries import Checkpoint, Entry, Recorded
+from probe.plan import PILOT
 from probe.problem import InContextProblem
 from probe.sampling import generator_for
-from probe.sweep import PILOT
 from probe.tasks.base import Task
 
 PAIRED = "differences of loss paired by sequence, and CKA"

@@ -11,8 +11,8 @@ from probe.findings import Reference
 from probe.reference import MODEL, PREDICTORS, conclude
 from probe.response_stage import OUTPUT, ResponseStage
 from probe.scores import Reading, Score, nulls, read
+from probe.stages import Measured
 from probe.statistics import Interval, mean_per_sequence, resample_weights
-from probe.sweep import Measured
 
 TARGETS = "targets"
 BOUND = "spline"

@@ -14,10 +14,12 @@ from probe.comparison.losses import TARGETS, Losses, Solvers
 from probe.comparison.similarity import JOINED, Similarity, SimilarityStage
 from probe.pilot import scout
 from probe.pipeline import Progress
+from probe.plan import Plan
 from probe.reference import ReferenceStage
 from probe.response_stage import ResponseStage
 from probe.solvers.base import ColumnFamily, families
-from probe.sweep import Plan, Sweep, View
+from probe.stages import View
+from probe.sweep import Sweep
 from probe.tasks.base import Task
 from probe.views import permuted_twin, seen_as
 

@@ -12,9 +12,9 @@ from probe.comparison.groups import Group, Obstacle
 from probe.comparison.losses import Losses
 from probe.comparison.measure import Measured, measure
 from probe.pipeline import Progress, Request, analyze, check_fit, describe_subject, describe_task
+from probe.plan import Plan
 from probe.progress import Phases
 from probe.report.results import reference_dict, results_dict
-from probe.sweep import Plan
 from probe.tasks.base import Task
 from probe.threads import one_thread
 

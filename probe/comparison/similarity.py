@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.capture import Capture
 from probe.cka import CrossMoments, linear_cka
 from probe.models.hooked import HookedModel
-from probe.sweep import Batch, Context, Measured, Sums, View
+from probe.stages import Batch, Context, Measured, Sums, View
 
 JOINED = "joined"
 

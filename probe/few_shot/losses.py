@@ -10,8 +10,8 @@ from torch import Tensor
 from probe.capture import capture_output
 from probe.closeness import half_squares
 from probe.models.transformer import SequenceTransformer
+from probe.plan import TEST, Plan
 from probe.statistics import BLOCKS, Interval, bootstrap_interval, mean_per_sequence
-from probe.sweep import TEST, Plan
 from probe.tasks.base import Sequences
 from probe.tasks.few_shot import FewShot
 

@@ -15,8 +15,8 @@ from probe.few_shot.tuning import (
     tuned_prefix,
 )
 from probe.models.transformer import SequenceTransformer
+from probe.plan import Plan
 from probe.progress import Phases
-from probe.sweep import Plan
 from probe.tasks.few_shot import Bare, FewShot, PairLayout, TaskSwitch, WithEos
 from probe.threads import one_thread
 from probe.views import permuted_twin

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from probe.few_shot.losses import Learner, drawn, squared_errors
 from probe.mesa_layer import ForgetData
+from probe.plan import FIT, SHARD, Plan
 from probe.problem import InContextProblem
-from probe.sweep import FIT, SHARD, Plan
 from probe.tasks.base import Sequences, shifted
 from probe.tasks.few_shot import Bare, FewShot, pairs_problem
 from probe.views import planted_mesa

@@ -16,9 +16,11 @@ from probe.linearization.stage import ReplacementStage
 from probe.linearization.surgery import softmax_layers, with_layers, without_layers
 from probe.models.attention import AveragedAttention, LinearAttention
 from probe.models.transformer import Block, SequenceTransformer
+from probe.plan import FIT, SHARD, Plan
 from probe.progress import Phases
 from probe.sampling import generator_for
-from probe.sweep import FIT, SHARD, Measured, Plan, Sweep
+from probe.stages import Measured
+from probe.sweep import Sweep
 from probe.threads import one_thread
 from probe.views import SUBJECT, seen_as
 

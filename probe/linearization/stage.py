@@ -12,7 +12,7 @@ from probe.closeness import half_squares
 from probe.models.attention import Attention
 from probe.moments import Moments
 from probe.ridge import least_squares
-from probe.sweep import Batch, Sums
+from probe.stages import Batch, Sums
 from probe.views import SUBJECT
 
 CONTROLS = ("map", "mean", "zero")

@@ -14,7 +14,7 @@ from probe import planted as families_of_planted
 from probe import registry
 from probe.models.transformer import SequenceTransformer
 from probe.solvers.base import Posed
-from probe.sweep import Context
+from probe.stages import Context
 from probe.tasks.base import Task, asked_tokens
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.moments import Moments
+from probe.plan import FOLDS
 from probe.ridge import fit_ridge
+from probe.stages import Batch, Results, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
-from probe.sweep import FOLDS, Batch, Results, Sums
 from probe.token_binding.window import LagWindow
 from probe.views import ANOTHER, SUBJECT, TWIN
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from probe.capture import Capture, capture
 from probe.models.transformer import SequenceTransformer
+from probe.plan import Plan
 from probe.sampling import generator_for
+from probe.stages import Context
 from probe.statistics import BLOCKS, Interval, bootstrap_interval
-from probe.sweep import Context, Plan, Sweep
+from probe.sweep import Sweep
 from probe.token_binding.attention import Contributions, contributions, without
 from probe.token_binding.decoding import Decoding, LayerLags, TokenLags, decodings
 from probe.token_binding.sensitivity import Sensitivity, sensitivity

@@ -17,12 +17,14 @@ from probe.analysis import Setting
 from probe.capture import Capture, capture
 from probe.pilot import scout
 from probe.pipeline import check_fit
+from probe.plan import Plan
 from probe.reference import MODEL, PREDICTORS, ReferenceStage
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Class, Thresholds, classify
 from probe.scores import Reading, Score, nulls, read
+from probe.stages import Context, Results, View
 from probe.statistics import Interval, mean_per_sequence
-from probe.sweep import Context, Plan, Results, Sweep, View
+from probe.sweep import Sweep
 from probe.threads import one_thread
 from probe.tracking.onset import Course
 from probe.tracking.series import Checkpoint, Series

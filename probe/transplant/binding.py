@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.moments import Moments
+from probe.plan import FOLDS
 from probe.problem import InContextProblem
 from probe.ridge import fit_ridge, group_sums
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, share_explained
-from probe.sweep import FOLDS, Batch, Measured, Sums
 from probe.views import SUBJECT
 
 ROLES = ("keys", "values", "queries")

@@ -9,7 +9,7 @@ from torch import Tensor
 from probe.moments import Moments
 from probe.problem import prefix_moments, spectrum
 from probe.ridge import least_squares
-from probe.sweep import Batch, Sums
+from probe.stages import Batch, Sums
 from probe.transplant.binding import Binding
 from probe.views import SUBJECT
 

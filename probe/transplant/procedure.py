@@ -9,10 +9,10 @@ from probe.checkpoints.base import Subject, load
 from probe.checkpoints.native import write_native
 from probe.errors import InputError
 from probe.pipeline import Progress, Request, analyze
+from probe.plan import Plan
 from probe.progress import Phases
 from probe.report.results import read_results, results_dict
 from probe.report.write import write_report
-from probe.sweep import Plan
 from probe.transplant.run import STEPS, Refusal, Transplant, transplant
 
 

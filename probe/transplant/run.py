@@ -12,10 +12,12 @@ from probe.models.recipes import Optimiser, Recipe
 from probe.models.training import Trainer
 from probe.models.transformer import SequenceTransformer
 from probe.pipeline import Progress, check_fit
+from probe.plan import PILOT, Plan
 from probe.progress import Phases
 from probe.rule import LEARNERS
+from probe.stages import Measured, Stage, View
 from probe.statistics import Interval, mean_per_sequence, share_explained
-from probe.sweep import PILOT, Measured, Plan, Stage, Sweep, View
+from probe.sweep import Sweep
 from probe.tasks.base import Spaced
 from probe.threads import one_thread
 from probe.transplant.binding import Binding, BindingStage, bindings

@@ -14,11 +14,12 @@ from torch import Tensor
 from probe.capture import predictor_only
 from probe.columns import Columns
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.planted.base import Planted
 from probe.response_stage import response_stages
 from probe.solvers.base import Fitted, Quadratic, families
+from probe.stages import Batch, Context
 from probe.statistics import BLOCKS
-from probe.sweep import Batch, Context, Plan
 from probe.tasks.base import Task, Windows
 
 SEQUENCES, STREAM = 512, 41

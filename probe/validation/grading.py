@@ -14,10 +14,12 @@ from probe.change_point import ChangePointStage, Parts, change_point_stage, read
 from probe.findings import Verdict
 from probe.models.hooked import HookedModel
 from probe.pilot import scout
+from probe.plan import Plan
 from probe.response_stage import OUTPUT, ResponseStage, response_stages
 from probe.rule import Thresholds
 from probe.scores import Reading, read
-from probe.sweep import Plan, Results, Stage, Sweep, View
+from probe.stages import Results, Stage, View
+from probe.sweep import Sweep
 from probe.tasks.base import label
 from probe.threads import one_thread
 from probe.verdict import Evidence, Nudge, check_instruments, judge

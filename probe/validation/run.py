@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from probe.allocator import keep_freed_memory
+from probe.plan import Plan
 from probe.rule import Thresholds
 from probe.sampling import generator_for
-from probe.sweep import Plan
 from probe.threads import one_thread
 from probe.validation.grading import Seen, look
 from probe.validation.specimens import Half, Label, Specimen, draw

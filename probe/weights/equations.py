@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.stages import Sums
 from probe.statistics import Interval
-from probe.sweep import Sums
 from probe.weights.roles import Roles
 from probe.weights.terms import Scores, members
 

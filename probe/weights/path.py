@@ -17,8 +17,9 @@ from probe.capture import capture_output
 from probe.closeness import LossStage
 from probe.errors import InputError
 from probe.models.transformer import SequenceTransformer
+from probe.plan import Plan
 from probe.statistics import Interval, bootstrap_interval, mean_per_sequence
-from probe.sweep import Plan, Sweep
+from probe.sweep import Sweep
 from probe.views import seen_as
 from probe.weights.products import Products, products, with_products
 from probe.weights.slots import SlotBasis

@@ -11,8 +11,9 @@ from probe.capture import capture
 from probe.closeness import Closeness, compare
 from probe.models.attention import LinearAttention
 from probe.models.transformer import SequenceTransformer
+from probe.plan import PILOT, Plan
 from probe.statistics import Interval
-from probe.sweep import PILOT, Plan, Sweep
+from probe.sweep import Sweep
 from probe.views import SUBJECT, permuted_twin, seen_as
 from probe.weights.blocks import Scalars, compress, scalars, with_scalars
 from probe.weights.equations import Equation, equations

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, share_explained
-from probe.sweep import Batch, Measured, Sums
 from probe.views import SUBJECT
 from probe.weights.blocks import Scalars
 from probe.weights.slots import SlotBasis

@@ -14,7 +14,7 @@ from probe import registry
 from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.planted import disguises as all_disguises
 from probe.planted.base import Planted, Truth
-from probe.sweep import Context
+from probe.stages import Context
 
 SAMPLE = 256
 
