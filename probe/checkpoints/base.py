@@ -148,6 +148,11 @@ def read(source: Source) -> Subject:
     return replace(chosen.read(source), source=source)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a checkpoint of some format."""
+    return any(known.recognises(Source(path)) for known in registry.discover(checkpoints).values())
+
+
 def described_by(folder: Path) -> dict[str, Any]:
     """What config.json in a folder says; empty if there is none that can be read.
 

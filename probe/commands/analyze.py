@@ -1,39 +1,49 @@
 """`mesaprobe analyze`: the whole instrument on one checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
+from probe.commands.carrying import (
+    Cluster,
+    Devices,
+    Local,
+    OnePart,
+    Outcome,
+    Way,
+    carry_out,
+    print_outcomes,
+)
+from probe.commands.merge import write_part
 from probe.commands.options import (
     adapter_option,
     batch_option,
-    checkpoint_argument,
-    choose_device,
     device_option,
     hub_option,
-    output_folder,
     preset_option,
     seed_option,
     task_option,
-    with_task,
     workers_option,
 )
+from probe.commands.wanted import Wanted
 from probe.errors import InputError
-
-SEQUENCES, WINDOWS = 4096, 256  # of a task; of a text
 
 
 @click.command()
-@checkpoint_argument
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
 @preset_option
 @task_option
-@click.option(
-    "--text", type=click.Path(path_type=Path), help="What a language model reads without a task."
-)
+@click.option("--text", type=click.Path(), help="What a language model reads without a task.")
 @click.option("--length", type=int, help="Tokens of a window of the text; 64 by default.")
 @hub_option
 @adapter_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the report; of several, a folder for each in it.",
+)
 @click.option(
     "--sequences",
     type=int,
@@ -58,70 +68,109 @@ SEQUENCES, WINDOWS = 4096, 256  # of a task; of a text
 @workers_option
 @device_option
 @click.option(
+    "--devices", metavar="0,1", help="A process for each of these devices: numbers of GPUs, or cpu."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who measures: this machine, or a Ray cluster.",
+)
+@click.option("--address", default="auto", show_default=True, help="Of the Ray cluster.")
+@click.option(
+    "--shard", metavar="I/N", help="Measure part I of N only; `mesaprobe merge` joins the parts."
+)
+@click.option("--fresh", is_flag=True, help="Start over, whatever an earlier run has finished.")
+@click.option(
     "--plan", "plan_only", is_flag=True, help="After a short trial, print what a run will take."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a summary.")
 def analyze(
-    checkpoint: Path,
-    preset: str | None,
-    task_name: str | None,
-    text: Path | None,
-    length: int | None,
-    allow_hub: bool,
-    adapter: str | None,
+    checkpoints: tuple[str, ...],
     out: Path | None,
-    sequences: int | None,
-    seed: int,
-    only: str,
-    thorough: bool,
-    protocol: str,
-    discriminate: bool,
-    batch_size: int,
-    workers: int,
-    device: str,
+    devices: str | None,
+    engine: str,
+    address: str,
+    shard: str | None,
+    fresh: bool,
     plan_only: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Analyses CHECKPOINT and writes a report.
+    """Analyses each CHECKPOINT, or all in a folder of them, and writes a report.
 
     A language model without --task is read on --text, or on random tokens: what do its heads do?
-    """
-    from probe.checkpoints.base import load
-    from probe.language import Survey, survey
-    from probe.models.hooked import LanguageModel
-    from probe.pipeline import Request
-    from probe.pipeline import analyze as run
-    from probe.plan import Plan
-    from probe.planning import estimate
-    from probe.progress import print_table, reporting
-    from probe.report.results import json_text, results_dict
-    from probe.report.write import write_report
-    from probe.text import reading_of
 
-    subject = load(checkpoint, preset, allow_hub, adapter)
-    folder = output_folder(out or Path("reports") / subject.name.replace("#", "-"))
-    asked: Survey | Request
-    if isinstance(subject.model, LanguageModel) and task_name is None:
-        asked = Survey(subject, reading_of(subject.model, text, length), sequences or WINDOWS, seed)
-    else:
-        if text is not None or length is not None:
-            raise InputError("--text and --length are for language models without --task")
-        subject, task = with_task(subject, task_name)
-        count = SEQUENCES if sequences is None else sequences
-        plan = Plan(task, count, seed, batch_size, workers, choose_device(device))
-        names = tuple(name for name in only.split(",") if name)
-        asked = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
-    if plan_only:
-        print_table(f"{subject.name}: what a run will take", *estimate(asked).table())
-        return
-    with reporting(f"analysing {subject.name}") as progress:
-        report = survey(asked, progress) if isinstance(asked, Survey) else run(asked, progress)
-    page = write_report(report, folder)
-    if as_json:
-        click.echo(json_text(results_dict(report)), nl=False)
-    else:
-        click.echo(f"Report: {page}")
-        click.echo(report.answer)
+    What a run has finished is kept beside its report until that is written: after it was stopped or
+    killed, the same command goes on from there.
+    """
+    paths = _expanded(checkpoints)
+    way = _way(engine, address, devices, shard)
+    outcomes: list[Outcome] = []
+    for path in paths:
+        wanted = Wanted(checkpoint=path, **options)
+        try:
+            if plan_only:
+                _print_plan(wanted)
+            else:
+                outcomes += _one(wanted, out, len(paths) > 1, way, fresh)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            outcomes.append(Outcome(path, str(error)))
+    print_outcomes(outcomes, as_json)
+    if failed := [outcome.name for outcome in outcomes if outcome.results is None]:
+        raise InputError(f"not analysed: {', '.join(failed)}")
+
+
+def _way(engine: str, address: str, devices: str | None, shard: str | None) -> Way:
+    """Who measures."""
+    by: Local | Devices | Cluster = Devices(devices) if devices else Local()
+    if engine == "ray":
+        if devices:
+            raise InputError("--devices is for this machine; a Ray cluster knows its own")
+        by = Cluster(address)
+    return OnePart(shard, by) if shard else by
+
+
+def _expanded(checkpoints: tuple[str, ...]) -> list[str]:
+    """Checkpoints, and those in folders that are none themselves."""
+    from probe.checkpoints.base import is_checkpoint
+
+    paths = []
+    for one in checkpoints:
+        folder = Path(one)
+        inside = []
+        if folder.is_dir() and not is_checkpoint(folder):
+            inside = [str(path) for path in sorted(folder.iterdir()) if is_checkpoint(path)]
+        paths += inside or [one]
+    return paths
+
+
+def _print_plan(wanted: Wanted) -> None:
+    from probe.planning import estimate
+    from probe.progress import print_table
+
+    asked = wanted.read()
+    print_table(f"{asked.subject.name}: what a run will take", *estimate(asked).table())
+
+
+def _one(
+    wanted: Wanted, out: Path | None, several: bool, way: Way, fresh: bool
+) -> Iterator[Outcome]:
+    """The outcome of one checkpoint; none yet of a part."""
+    from probe.engines.parts import Waiting
+
+    asked = wanted.read()
+    named = asked.subject.name.replace("#", "-")
+    folder = Path("reports") / named if out is None else out / named if several else out
+    try:
+        if isinstance(way, OnePart):
+            write_part(folder, way.numbers, wanted)
+        yield carry_out(asked, folder, way, fresh)
+    except Waiting as said:
+        click.echo(str(said))
 
 
 NAMED = {"analyze": analyze}

@@ -13,7 +13,7 @@ from probe.accumulators import read_sums, write_sums
 from probe.engines.base import Engine, Gathered, Order, Work
 from probe.errors import InputError
 from probe.journal import FOLDER
-from probe.plan import FIT, LEASES, NAMES, Lease
+from probe.plan import FIT, LEASES, NAMES, Lease, Plan
 from probe.sweep import MAIN, kept_as
 
 

@@ -13,7 +13,7 @@ from threading import Thread
 from probe.engines import remote
 from probe.engines.base import Gathered, Order, Work, in_order
 from probe.errors import InputError
-from probe.plan import Lease
+from probe.plan import Lease, Plan
 
 _device = "cpu"
 

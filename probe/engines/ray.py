@@ -12,7 +12,7 @@ from typing import Any
 from probe.engines import remote
 from probe.engines.base import Gathered, Order, Work, in_order
 from probe.errors import InputError
-from probe.plan import Lease
+from probe.plan import Lease, Plan
 
 DEATHS = 5  # of workers over one lease, after which the lease is to blame
 

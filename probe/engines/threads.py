@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import local
 
 from probe.engines.base import Gathered, Order, Work, Worker, in_order
-from probe.plan import Lease
+from probe.plan import Lease, Plan
 from probe.threads import one_thread
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe import checkpoints, registry
-from probe.checkpoints.base import Source, Subject, load
+from probe.checkpoints.base import Subject, is_checkpoint, load
 from probe.checkpoints.native import CONFIG
 from probe.errors import InputError
 
@@ -94,7 +93,7 @@ def _find(folder: Path) -> tuple[dict[int, Path], tuple[str, ...]]:
     found: dict[int, Path] = {}
     left_out = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not _is_checkpoint(path):
+        if path.name.startswith(".") or not is_checkpoint(path):
             continue
         if path.is_dir() and not (path / CONFIG).is_file():
             left_out.append(f"{path.name} (holds no {CONFIG})")
@@ -109,10 +108,6 @@ def _find(folder: Path) -> tuple[dict[int, Path], tuple[str, ...]]:
         else:
             found[step] = path
     return found, tuple(left_out)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return any(known.recognises(Source(path)) for known in registry.discover(checkpoints).values())
 
 
 def _step(path: Path) -> int | None:
