@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +123,8 @@ def provenance(subject: Subject) -> dict[str, object]:
         return {}
     if isinstance(model, NumberReader):  # the run is of numbers, the checkpoint of words
         model = model.language
-    path = source.path.resolve() if source.file.exists() else source.path
-    adapter = source.adapter and _absolute(source.adapter)
-    recorded = {"path": str(path), "preset": source.preset, "allow_hub": source.allow_hub}
-    return {"source": {**recorded, "adapter": adapter}, "canary": canary(model)}
-
-
-def _absolute(adapter: str) -> str:
-    """FILE:FUNCTION with the file as it is found from anywhere; names stay as they are."""
-    file, _, function = adapter.rpartition(":")
-    return f"{Path(file).resolve()}:{function}" if Path(file).is_file() else adapter
+    stated = asdict(source.anywhere())
+    return {"source": {**stated, "path": str(stated["path"])}, "canary": canary(model)}
 
 
 def current_versions() -> Mapping[str, str]:

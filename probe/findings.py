@@ -37,7 +37,7 @@ def _frame_of_plain(plain: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(plain["columns"]).astype(plain["dtypes"])
 
 
-Frame = Annotated[pd.DataFrame, PlainSerializer(_frame_to_plain), PlainValidator(_frame_of_plain)]
+Frame = Annotated[pd.DataFrame, PlainValidator(_frame_of_plain), PlainSerializer(_frame_to_plain)]
 
 
 @dataclass(frozen=True)

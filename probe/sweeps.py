@@ -120,6 +120,6 @@ def _sweep(
 ) -> Sweep:
     worker = beside.worker(subject.model, plan)
     source = subject.source
-    setup = None if source is None else FromCheckpoint(source, plan, beside)
+    setup = None if source is None else FromCheckpoint(source.anywhere(), plan, beside)
     seen = worker.models, worker.views, worker.forward
     return Sweep(plan, *seen, means=means, setup=setup, name=name)

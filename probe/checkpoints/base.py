@@ -46,6 +46,13 @@ class Source:
         """The path without the name of a member."""
         return Path(str(self.path).partition("#")[0])
 
+    def anywhere(self) -> "Source":
+        """The same from any working directory; names on a hub and of adapters stay as they are."""
+        path = self.path.resolve() if self.file.exists() else self.path
+        file, _, function = (self.adapter or "").rpartition(":")
+        adapter = f"{Path(file).resolve()}:{function}" if Path(file).is_file() else self.adapter
+        return replace(self, path=path, adapter=adapter)
+
 
 @dataclass(frozen=True)
 class LoadedTensor:
@@ -151,6 +158,20 @@ def read(source: Source) -> Subject:
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint of some format."""
     return any(known.recognises(Source(path)) for known in registry.discover(checkpoints).values())
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """What a folder holds that is no checkpoint itself, since it describes none; by name."""
+    if not folder.is_dir() or _is_described(folder):
+        return []
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [
+        path for path in inside if is_checkpoint(path) and (path.is_file() or _is_described(path))
+    ]
+
+
+def _is_described(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", "config.yaml"))
 
 
 def described_by(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """`mesaprobe analyze`: the whole instrument on one checkpoint."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +110,13 @@ def analyze(
     paths = _expanded(checkpoints)
     way = _way(engine, address, devices, shard)
     outcomes: list[Outcome] = []
-    for path in paths:
+    for path, place in zip(paths, _places(paths, out), strict=True):
         wanted = Wanted(checkpoint=path, **options)
         try:
             if plan_only:
                 _print_plan(wanted)
             else:
-                outcomes += _one(wanted, out, len(paths) > 1, way, fresh)
+                outcomes += [replace(one, name=path) for one in _one(wanted, place, way, fresh)]
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -136,16 +138,24 @@ def _way(engine: str, address: str, devices: str | None, shard: str | None) -> W
 
 def _expanded(checkpoints: tuple[str, ...]) -> list[str]:
     """Checkpoints, and those in folders that are none themselves."""
-    from probe.checkpoints.base import is_checkpoint
+    from probe.checkpoints.base import checkpoints_in
 
-    paths = []
-    for one in checkpoints:
-        folder = Path(one)
-        inside = []
-        if folder.is_dir() and not is_checkpoint(folder):
-            inside = [str(path) for path in sorted(folder.iterdir()) if is_checkpoint(path)]
-        paths += inside or [one]
-    return paths
+    found = [(one, checkpoints_in(Path(one))) for one in checkpoints]
+    return [str(path) for one, inside in found for path in inside or [one]]
+
+
+def _places(paths: Sequence[str], out: Path | None) -> list[Path | None]:
+    """The folder of each report; None where it is to be called as the model is.
+
+    Raises:
+        InputError: Two checkpoints have the same name.
+    """
+    if len(paths) == 1:
+        return [out]
+    names = [Path(path).name.replace("#", "-") for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"two checkpoints are called {twice[0]}; their reports need two names")
+    return [(out or Path("reports")) / name for name in names]
 
 
 def _print_plan(wanted: Wanted) -> None:
@@ -156,15 +166,12 @@ def _print_plan(wanted: Wanted) -> None:
     print_table(f"{asked.subject.name}: what a run will take", *estimate(asked).table())
 
 
-def _one(
-    wanted: Wanted, out: Path | None, several: bool, way: Way, fresh: bool
-) -> Iterator[Outcome]:
+def _one(wanted: Wanted, place: Path | None, way: Way, fresh: bool) -> Iterator[Outcome]:
     """The outcome of one checkpoint; none yet of a part."""
     from probe.engines.parts import Waiting
 
     asked = wanted.read()
-    named = asked.subject.name.replace("#", "-")
-    folder = Path("reports") / named if out is None else out / named if several else out
+    folder = place or Path("reports") / asked.subject.name.replace("#", "-")
     try:
         if isinstance(way, OnePart):
             write_part(folder, way.numbers, wanted)

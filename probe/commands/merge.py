@@ -63,7 +63,7 @@ def write_part(folder: Path, numbers: tuple[int, int], wanted: Wanted) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and _read_part(folder)[:2] != (number, of):
             raise InputError(f"{folder}: holds another part than {number}/{of}")
-        stated = {"number": number, "of": of, "wanted": asdict(wanted)}
+        stated = {"number": number, "of": of, "wanted": asdict(wanted.anywhere())}
         write_atomically(path, json.dumps(stated, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

@@ -35,9 +35,12 @@ class Wanted:
     workers: int
     device: str
 
-    def of(self, checkpoint: Path) -> "Wanted":
-        """The same of another checkpoint."""
-        return replace(self, checkpoint=str(checkpoint))
+    def anywhere(self) -> "Wanted":
+        """The same from any working directory."""
+        from probe.checkpoints.base import Source
+
+        source = Source(Path(self.checkpoint), adapter=self.adapter).anywhere()
+        return replace(self, checkpoint=str(source.path), adapter=source.adapter)
 
     def read(self) -> "Request | Survey":
         """The checkpoint, and what is to be done with it.
