@@ -1,6 +1,7 @@
 """What to do when a batch does not fit: run it in halves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,21 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and ON_CPU in str(error)
+
+
+@contextmanager
+def refusing_when_full(where: str) -> Iterator[None]:
+    """For what cannot be run in halves.
+
+    Raises:
+        InputError: Memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise InputError(f"out of memory in {where}; fewer --workers may help") from error
 
 
 def halving(run: Callable[[int], Result], batch_size: int) -> tuple[Result, int]:

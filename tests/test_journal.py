@@ -16,7 +16,7 @@ from probe.engines.threads import Threads
 from probe.errors import InputError
 from probe.findings import Finding, HeatMap, IntervalChart, LineChart, Metric, Panels, Series, Table
 from probe.journal import FOLDER, FolderJournal, finding_of, journal_in, text_of
-from probe.memory import halving
+from probe.memory import halving, refusing_when_full
 from probe.plan import FOLDS, LEASES, TEST, Plan
 from probe.report.figures import render
 from probe.report.files import csv_text
@@ -218,11 +218,16 @@ def test_what_never_fits_is_refused_and_other_errors_are_not_memory():
     with pytest.raises(InputError, match="out of memory with 16 sequences"):
         halving(never, 256)
 
+    with pytest.raises(InputError, match="out of memory in Probes"), refusing_when_full("Probes"):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
     def bug(size):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         halving(bug, 256)
+    with pytest.raises(RuntimeError, match="shapes differ"), refusing_when_full("Probes"):
+        bug(256)
 
 
 @pytest.mark.parametrize("sequences", [256, 4096, 64 * 512, 100_000, 1_000_000])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probe.capture import Capture, Forward
 from probe.errors import InputError
-from probe.memory import halving
+from probe.memory import halving, refusing_when_full
 from probe.models.hooked import HookedModel
 from probe.plan import FIT, Lease, Plan, Shard
 from probe.stages import Batch, Context, Stage, Sums, View
@@ -75,7 +75,7 @@ class Worker:
         """The sums over a lease.
 
         Raises:
-            InputError: Predictions are not finite.
+            InputError: Predictions are not finite, or memory ran out.
         """
         totals: tuple[Sums, ...] = tuple({} for _ in order.keys)
         clipped, batch_size = 0.0, self.plan.batch_size
@@ -86,9 +86,11 @@ class Worker:
             batch_size = min(batch_size, fitted)
             batches = self._seen(shard, sequences, captures)
             for at, (stage, view) in enumerate(order.keys):
-                batch = batches[view]
-                fits = lease.split == FIT
-                add(totals[at], stage.fit(batch) if fits else stage.test(batch, order.learned[at]))
+                with refusing_when_full(type(stage).__name__):
+                    if lease.split == FIT:
+                        add(totals[at], stage.fit(batches[view]))
+                    else:
+                        add(totals[at], stage.test(batches[view], order.learned[at]))
         return Gathered(totals, clipped, batch_size)
 
     def _seen(
