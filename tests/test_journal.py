@@ -15,8 +15,8 @@ from probe.engines.base import Order, Worker
 from probe.engines.threads import Threads
 from probe.errors import InputError
 from probe.findings import Finding, HeatMap, IntervalChart, LineChart, Metric, Panels, Series, Table
+from probe.halving import halving, refusing_when_full
 from probe.journal import FOLDER, FolderJournal, finding_of, journal_in, text_of
-from probe.memory import halving, refusing_when_full
 from probe.plan import FOLDS, LEASES, TEST, Plan
 from probe.report.figures import render
 from probe.report.files import csv_text

@@ -141,7 +141,7 @@ def _expanded(checkpoints: tuple[str, ...]) -> list[str]:
     from probe.checkpoints.base import checkpoints_in
 
     found = [(one, checkpoints_in(Path(one))) for one in checkpoints]
-    return [str(path) for one, inside in found for path in inside or [one]]
+    return [str(path) for one, inside in found for path in inside or [Path(one)]]
 
 
 def _places(paths: Sequence[str], out: Path | None) -> list[Path | None]:

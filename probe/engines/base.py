@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probe.capture import Capture, Forward
 from probe.errors import InputError
-from probe.memory import halving, refusing_when_full
+from probe.halving import halving, refusing_when_full
 from probe.models.hooked import HookedModel
 from probe.plan import FIT, Lease, Plan, Shard
 from probe.stages import Batch, Context, Stage, Sums, View
