@@ -109,6 +109,8 @@ def analyze(
     """
     paths = _expanded(checkpoints)
     way = _way(engine, address, devices, shard)
+    if devices:
+        options["device"] = Devices(devices).kind
     outcomes: list[Outcome] = []
     for path, place in zip(paths, _places(paths, out), strict=True):
         wanted = Wanted(checkpoint=path, **options)

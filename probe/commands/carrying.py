@@ -56,6 +56,18 @@ class Devices:
 
     names: str
 
+    @property
+    def kind(self) -> str:
+        """What they are, as `--device` calls it.
+
+        Raises:
+            InputError: Some are GPUs and some are not: results would depend on who measured what.
+        """
+        kinds = {"cpu" if name == "cpu" else "cuda" for name in self.names.split(",")}
+        if len(kinds) > 1:
+            raise InputError(f"--devices {self.names}: the last digits of cpu and GPUs differ")
+        return kinds.pop()
+
     def engine(self, asked: "Request", folder: Path, progress: Progress) -> "Engine":
         """Who measures."""
         import torch

@@ -80,7 +80,7 @@ class RayCluster:
             for found in in_order(submit, leases, self.slots + 1):
                 yield remote.gathered_of(found)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error
         except ray.exceptions.RayError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"the cluster lost a lease {DEATHS} times: {reason}") from None
