@@ -108,7 +108,7 @@ def test_many_checkpoints_are_read_in_one_go(command, tiny, tmp_path):
     ("options", "problem"),
     [
         (("--devices", "7"), "--devices 7"),
-        (("--devices", "cpu,0"), "last digits of cpu and GPUs differ"),
+        (("--devices", "cpu,tpu"), "'tpu' is none of cpu"),
         (("--devices", "cpu", "--engine", "ray"), "a Ray cluster knows its own"),
     ],
 )

@@ -61,31 +61,34 @@ class Devices:
         """What they are, as `--device` calls it.
 
         Raises:
-            InputError: Some are GPUs and some are not: results would depend on who measured what.
+            InputError: As `chosen`, or some are GPUs and some are not.
         """
-        kinds = {"cpu" if name == "cpu" else "cuda" for name in self.names.split(",")}
-        if len(kinds) > 1:
+        kinds = {name.partition(":")[0] for name in self.chosen}
+        if len(kinds) > 1:  # results would depend on who measured what
             raise InputError(f"--devices {self.names}: the last digits of cpu and GPUs differ")
         return kinds.pop()
 
-    def engine(self, asked: "Request", folder: Path, progress: Progress) -> "Engine":
-        """Who measures."""
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The devices as torch calls them.
+
+        Raises:
+            InputError: There is no such device.
+        """
         import torch
 
+        there = {str(number): f"cuda:{number}" for number in range(torch.cuda.device_count())}
+        there["cpu"] = "cpu"
+        for name in self.names.split(","):
+            if name not in there:
+                raise InputError(f"--devices {self.names}: {name!r} is none of {', '.join(there)}")
+        return tuple(there[name] for name in self.names.split(","))
+
+    def engine(self, asked: "Request", folder: Path, progress: Progress) -> "Engine":
+        """Who measures."""
         from probe.engines.processes import Processes
 
-        chosen = []
-        for name in self.names.split(","):
-            if name.isdecimal() and int(name) < torch.cuda.device_count():
-                chosen.append(f"cuda:{int(name)}")
-            elif name == "cpu":
-                chosen.append(name)
-            else:
-                raise InputError(
-                    f"--devices {self.names}: {name!r} is not cpu, and not the number of one of "
-                    f"{torch.cuda.device_count()} GPUs"
-                )
-        return Processes(tuple(chosen))
+        return Processes(self.chosen)
 
 
 @dataclass(frozen=True)
