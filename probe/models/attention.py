@@ -26,6 +26,17 @@ class Mixer(nn.Module, ABC):
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values over the past of each position; linear in the values."""
 
+    def last(
+        self,
+        q: Float[Tensor, "batch heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch heads d_v"]:
+        """What `forward` mixes at the last position, of whose query alone it depends."""
+        queries = nn.functional.pad(q[:, None], (0, 0, 0, 0, k.shape[1] - 1, 0))
+        mixed: Tensor = self(queries, k, v)
+        return mixed[:, -1]
+
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
     ) -> Float[Tensor, "batch time heads d_head"]:
@@ -61,7 +72,7 @@ class LinearAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, torch.tril)
+        return _ScoreMixer(1.0, _causal)
 
 
 @dataclass(frozen=True)
@@ -171,14 +182,24 @@ KINDS: dict[str, _Kind] = {
 }
 
 
+# Rows of scores belong to the last positions: to all of them, or to fewer.
+
+
+def _causal(scores: Tensor) -> Tensor:
+    queries, keys = scores.shape[-2:]
+    return scores.tril(keys - queries)
+
+
 def _causal_softmax(scores: Tensor) -> Tensor:
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future, float("-inf")).softmax(-1)
+    queries, keys = scores.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(future.triu(1 + keys - queries), float("-inf")).softmax(-1)
 
 
 def _causal_average(scores: Tensor) -> Tensor:
-    seen = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    return scores.tril() / seen[:, None]
+    queries, keys = scores.shape[-2:]
+    seen = torch.arange(keys - queries, keys, device=scores.device, dtype=scores.dtype) + 1
+    return _causal(scores) / seen[:, None]
 
 
 class _ScoreMixer(Mixer):
@@ -201,6 +222,16 @@ class _ScoreMixer(Mixer):
         scores = self.hook_attn_scores((q * self.scale) @ k.mT)
         pattern = self.hook_pattern(self.normalise(scores))
         return (pattern @ v).transpose(1, 2)
+
+    def last(
+        self,
+        q: Float[Tensor, "batch heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch heads d_v"]:
+        """One row of the pattern."""
+        scores = torch.einsum("bhd,bthd->bht", q * self.scale, k)
+        return torch.einsum("bht,bthd->bhd", self.normalise(scores[..., None, :])[..., 0, :], v)
 
 
 class MesaMixer(Mixer):
@@ -227,6 +258,18 @@ class MesaMixer(Mixer):
             k.double(), v.double(), q.double(), self.log_ridge.exp(), method=Chunkwise(rounds=2)
         )
         return exact.to(v.dtype)
+
+    def last(
+        self,
+        q: Float[Tensor, "batch heads d_head"],
+        k: Float[Tensor, "batch time heads d_head"],
+        v: Float[Tensor, "batch time heads d_v"],
+    ) -> Float[Tensor, "batch heads d_v"]:
+        """One solution, in float64."""
+        keys, values = (part.double().transpose(1, 2) for part in (self.paired(k), v))
+        penalty = self.log_ridge.double().exp()[:, None, None] * torch.eye(k.shape[-1]).to(keys)
+        dual = torch.linalg.solve(keys.mT @ keys + penalty, q.double()[..., None])
+        return ((keys @ dual).mT @ values)[..., 0, :].to(v.dtype)
 
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
@@ -318,10 +361,34 @@ class Attention(nn.Module):
         v = self.hook_v(self._normalise("v", _project(x, self.W_V, self.b_V)))
         return self.hook_z(self.mixer(q, k, v))
 
-    def _place(self, x: Tensor) -> Tensor:
+    def last(
+        self, before: Float[Tensor, "batch time d_model"], x: Float[Tensor, "changes batch d_model"]
+    ) -> Float[Tensor, "changes batch d_model"]:
+        """The output at the token x after those of `before`; hooks are not passed."""
+        time, own = before.shape[1], x.flatten(0, 1)[:, None]
+        placed = self._place(own, time)
+        q = self._normalise("q", _project(placed, self.W_Q, self.b_Q))[:, 0]
+        rows = {
+            "k": (self._place(before), placed, self.W_K, self.b_K),
+            "v": (before, own, self.W_V, self.b_V),
+        }
+        k, v = (
+            torch.cat(
+                [
+                    self._normalise(role, _project(earlier, weight, bias)).repeat(len(x), 1, 1, 1),
+                    self._normalise(role, _project(now, weight, bias)),
+                ],
+                1,
+            )
+            for role, (earlier, now, weight, bias) in rows.items()
+        )
+        mixed = self.mixer.last(q, k, v).flatten(1)
+        return shifted(mixed @ self.W_O.flatten(0, 1), self.b_O).unflatten(0, x.shape[:2])
+
+    def _place(self, x: Tensor, first: int = 0) -> Tensor:
         if not self.positions:
             return x
-        table = sinusoids(x.shape[1], self.positions).to(x)
+        table = sinusoids(first + x.shape[1], self.positions)[first:].to(x)
         return torch.cat([x, table.expand(x.shape[0], -1, -1)], -1)
 
     def _normalise(self, role: str, heads: Tensor) -> Tensor:
