@@ -204,8 +204,15 @@ def capture(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
         )
         outputs.append(output)
         kept.append(cache)
-    layers = torch.stack([torch.cat([cache[site] for cache in kept]) for site in stream])
-    added = torch.stack([torch.cat([cache[site] for cache in kept]) for site in updates])
-    found = (torch.cat(outputs), layers, added, model.read_out(layers))
+    layers, added = (
+        _together([torch.stack([cache[site] for site in sites]) for cache in kept], 1)
+        for sites in (stream, updates)
+    )
+    found = (_together(outputs, 0), layers, added, model.read_out(layers))
     output, layers, added, readouts = (part.to(tokens.device) for part in found)
     return Capture(output, layers, added, readouts, Runner(model, batch_size))
+
+
+def _together(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts as one; a single part needs no copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

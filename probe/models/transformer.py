@@ -71,7 +71,6 @@ class Block(nn.Module):
         x = self.hook_resid_post(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
-
     def last(
         self, before: Float[Tensor, "batch time d_model"], x: Float[Tensor, "changes batch d_model"]
     ) -> Float[Tensor, "changes batch d_model"]:
@@ -134,7 +133,8 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
         """The changed token alone, beside the keys and values of the tokens before it."""
         if any(isinstance(b.attention, BidirectionalAttention) for b in self.config.blocks):
             return super().resume_last(before, last, layer)
-        for block, stream in zip(self.blocks[layer:], before[layer:], strict=False):
+        for block, stream in zip(self.blocks[layer:], before[layer:], strict=True):
+            assert isinstance(block, Block)
             last = block.last(stream, last)
         return self.read_out(last)
 
