@@ -59,9 +59,10 @@ def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
     places = [0.025 * (len(draws) - 1), 0.975 * (len(draws) - 1)]
     pairs = [(int(place), min(int(place) + 1, len(draws) - 1)) for place in places]
     ordered = np.partition(draws, sorted({index for pair in pairs for index in pair}))
+    ends = [(float(ordered[a]), float(ordered[b])) for a, b in pairs]
     lo, hi = (
-        float(ordered[a] + (place - a) * (ordered[b] - ordered[a]))
-        for place, (a, b) in zip(places, pairs, strict=True)
+        low + (place - int(place)) * (high - low)
+        for place, (low, high) in zip(places, ends, strict=True)
     )
     return lo, hi
 

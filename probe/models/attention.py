@@ -13,6 +13,19 @@ from transformer_lens.hook_points import HookPoint
 from probe.errors import InputError
 from probe.mesa_layer import Chunkwise, mesa_layer
 
+Changed = Float[Tensor, "changes batch heads d_head"]
+Rows = tuple[Float[Tensor, "batch time heads d_head"], Float[Tensor, "batch time heads d_v"]]
+Own = tuple[Changed, Float[Tensor, "changes batch heads d_v"]]
+
+
+def _after(past: Rows, own: Own) -> Rows:
+    """Keys and values of all tokens, one copy of the past for every change."""
+    k, v = (
+        torch.cat([before.repeat(len(now), 1, 1, 1), now.flatten(0, 1)[:, None]], 1)
+        for before, now in zip(past, own, strict=True)
+    )
+    return k, v
+
 
 class Mixer(nn.Module, ABC):
     """What becomes of queries, keys and values; the only part in which the kinds differ."""
@@ -26,16 +39,19 @@ class Mixer(nn.Module, ABC):
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values over the past of each position; linear in the values."""
 
-    def last(
-        self,
-        q: Float[Tensor, "batch heads d_head"],
-        k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_v"],
-    ) -> Float[Tensor, "batch heads d_v"]:
-        """What `forward` mixes at the last position, of whose query alone it depends."""
-        queries = nn.functional.pad(q[:, None], (0, 0, 0, 0, k.shape[1] - 1, 0))
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
+        """What `forward` mixes at the last position, whose query, key and value are changed.
+
+        Args:
+            q: Its queries.
+            past: Keys and values of the tokens before it, the same for all changes.
+            own: Its own keys and values.
+        """
+        queries = q.flatten(0, 1)[:, None]
+        k, v = _after(past, own)
+        queries = nn.functional.pad(queries, (0, 0, 0, 0, k.shape[1] - 1, 0))
         mixed: Tensor = self(queries, k, v)
-        return mixed[:, -1]
+        return mixed[:, -1].unflatten(0, q.shape[:2])
 
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
@@ -223,15 +239,14 @@ class _ScoreMixer(Mixer):
         pattern = self.hook_pattern(self.normalise(scores))
         return (pattern @ v).transpose(1, 2)
 
-    def last(
-        self,
-        q: Float[Tensor, "batch heads d_head"],
-        k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_v"],
-    ) -> Float[Tensor, "batch heads d_v"]:
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
         """One row of the pattern."""
-        scores = torch.einsum("bhd,bthd->bht", q * self.scale, k)
-        return torch.einsum("bht,bthd->bhd", self.normalise(scores[..., None, :])[..., 0, :], v)
+        q = q * self.scale
+        earlier = torch.einsum("cbhd,bthd->cbht", q, past[0])
+        scores = torch.cat([earlier, (q * own[0]).sum(-1, keepdim=True)], -1)
+        pattern = self.normalise(scores[..., None, :])[..., 0, :]
+        mixed = torch.einsum("cbht,bthd->cbhd", pattern[..., :-1], past[1])
+        return mixed + pattern[..., -1:] * own[1]
 
 
 class MesaMixer(Mixer):
@@ -259,17 +274,15 @@ class MesaMixer(Mixer):
         )
         return exact.to(v.dtype)
 
-    def last(
-        self,
-        q: Float[Tensor, "batch heads d_head"],
-        k: Float[Tensor, "batch time heads d_head"],
-        v: Float[Tensor, "batch time heads d_v"],
-    ) -> Float[Tensor, "batch heads d_v"]:
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
         """One solution, in float64."""
+        k, v = _after(past, own)
         keys, values = (part.double().transpose(1, 2) for part in (self.paired(k), v))
         penalty = self.log_ridge.double().exp()[:, None, None] * torch.eye(k.shape[-1]).to(keys)
-        dual = torch.linalg.solve(keys.mT @ keys + penalty, q.double()[..., None])
-        return ((keys @ dual).mT @ values)[..., 0, :].to(v.dtype)
+        rhs = q.flatten(0, 1).double()[..., None]
+        dual = torch.linalg.solve(keys.mT @ keys + penalty, rhs)
+        mixed = ((keys @ dual).mT @ values)[..., 0, :]
+        return mixed.unflatten(0, q.shape[:2]).to(v.dtype)
 
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
@@ -365,25 +378,17 @@ class Attention(nn.Module):
         self, before: Float[Tensor, "batch time d_model"], x: Float[Tensor, "changes batch d_model"]
     ) -> Float[Tensor, "changes batch d_model"]:
         """The output at the token x after those of `before`; hooks are not passed."""
-        time, own = before.shape[1], x.flatten(0, 1)[:, None]
-        placed = self._place(own, time)
-        q = self._normalise("q", _project(placed, self.W_Q, self.b_Q))[:, 0]
-        rows = {
-            "k": (self._place(before), placed, self.W_K, self.b_K),
-            "v": (before, own, self.W_V, self.b_V),
-        }
-        k, v = (
-            torch.cat(
-                [
-                    self._normalise(role, _project(earlier, weight, bias)).repeat(len(x), 1, 1, 1),
-                    self._normalise(role, _project(now, weight, bias)),
-                ],
-                1,
+        own = self._place(x.flatten(0, 1)[:, None], before.shape[1])[:, 0].unflatten(0, x.shape[:2])
+        q = self._normalise("q", _project(own, self.W_Q, self.b_Q))
+        keys, values = (
+            tuple(self._normalise(role, _project(rows, weight, bias)) for rows in both)
+            for role, both, weight, bias in (
+                ("k", (self._place(before), own), self.W_K, self.b_K),
+                ("v", (before, x), self.W_V, self.b_V),
             )
-            for role, (earlier, now, weight, bias) in rows.items()
         )
-        mixed = self.mixer.last(q, k, v).flatten(1)
-        return shifted(mixed @ self.W_O.flatten(0, 1), self.b_O).unflatten(0, x.shape[:2])
+        mixed = self.mixer.last(q, (keys[0], values[0]), (keys[1], values[1]))
+        return shifted(mixed.flatten(2) @ self.W_O.flatten(0, 1), self.b_O)
 
     def _place(self, x: Tensor, first: int = 0) -> Tensor:
         if not self.positions:
