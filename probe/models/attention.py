@@ -18,7 +18,7 @@ Rows = tuple[Float[Tensor, "batch time heads d_head"], Float[Tensor, "batch time
 Own = tuple[Changed, Float[Tensor, "changes batch heads d_v"]]
 
 
-def _after(past: Rows, own: Own) -> Rows:
+def _after(past: Rows, own: Own) -> tuple[Tensor, Tensor]:
     """Keys and values of all tokens, one copy of the past for every change."""
     k, v = (
         torch.cat([before.repeat(len(now), 1, 1, 1), now.flatten(0, 1)[:, None]], 1)
