@@ -27,7 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from probe.checkpoints.base import Subject, load
+from probe.checkpoints.base import Subject, load, transformer_of
+from probe.models.config import ModelConfig
+from probe.models.transformer import SequenceTransformer
 from probe.pilot import scout
 from probe.pipeline import Request, analyze
 from probe.response_stage import response_stages
@@ -88,7 +90,7 @@ class Peer:
         """All of it."""
         plan = self.plan
         shards = [(split, shard) for split in (FIT, TEST) for shard in plan.shards(split)]
-        models = [deepcopy(self.subject.model) for _ in range(plan.workers)]
+        models = [deepcopy(transformer_of(self.subject)) for _ in range(plan.workers)]
         tokens = plan.draw(FIT, 0, SHARD).tokens
         with one_thread(), torch.no_grad(), ThreadPoolExecutor(plan.workers) as pool:
             for start in range(0, len(shards), plan.workers):
@@ -97,7 +99,7 @@ class Peer:
         with one_thread(), torch.no_grad():
             self._once(models[0], tokens)
 
-    def _shard(self, split: int, model: torch.nn.Module, tokens: Tensor) -> None:
+    def _shard(self, split: int, model: SequenceTransformer, tokens: Tensor) -> None:
         """One shard of one split: the model, the twin, and the moments."""
         model(tokens)
         model(tokens)
@@ -105,7 +107,7 @@ class Peer:
         _probes(split, model.config, tokens.shape[1])
         _others(model.config, tokens.shape[1])
 
-    def _once(self, model: torch.nn.Module, tokens: Tensor) -> None:
+    def _once(self, model: SequenceTransformer, tokens: Tensor) -> None:
         """Passes whose number the sequences do not change much."""
         layers, time_ = len(model.config.blocks), tokens.shape[1]
         half = self.plan.sequences // 2
@@ -115,15 +117,12 @@ class Peer:
         whole += 256 + 64  # the atlas and its twin
         for _ in range(-(-whole // SHARD)):
             model(tokens)
-        for share in (8, 3, 1):  # contexts in another order and with four other values, by end
-            for _ in range(-(-half // 8 * 5 // SHARD)):
-                model(tokens[:, : max(time_ // share, 1)])
         stream = torch.zeros(SHARD, time_ // 2, model.config.d_model)
         for _ in range(2 * 2 * 2 * min(half, 1024) // SHARD):  # by view, position and edit
             model.resume(stream, layers - 1)
 
 
-def _response(split: int, config: object, time_: int, columns: int) -> None:
+def _response(split: int, config: ModelConfig, time_: int, columns: int) -> None:
     """Columns with themselves, on a quarter also of swapped contexts; with the stream."""
     rows = torch.ones(64, SHARD // 64 * time_ * config.d_out, columns)
     rows.mT @ rows
@@ -134,7 +133,7 @@ def _response(split: int, config: object, time_: int, columns: int) -> None:
         torch.ones(time_, columns * config.d_out, SHARD) @ stream
 
 
-def _probes(split: int, config: object, time_: int) -> None:
+def _probes(split: int, config: ModelConfig, time_: int) -> None:
     """Stream and targets: own ones, and those of another sequence."""
     stream = torch.ones(len(config.blocks) + 1, time_, SHARD, config.d_model)
     targets = torch.ones(time_, SHARD, TARGETS)
@@ -144,12 +143,13 @@ def _probes(split: int, config: object, time_: int) -> None:
         stream.mT @ targets if split == FIT else stream @ torch.ones(config.d_model, TARGETS)
 
 
-def _others(config: object, time_: int) -> None:
+def _others(config: ModelConfig, time_: int) -> None:
     """Blocks and updates of three views; the hats of all objectives on a quarter."""
     x = torch.ones(64, SHARD // 64 * time_, BLOCKS)
     y = torch.ones(64, SHARD // 64 * time_, len(config.blocks) * config.d_model)
-    for _ in range(3):
+    for _ in range(2):  # own pairs and those of another sequence
         x.mT @ x
+    for _ in range(3):  # and the twin's updates
         x.mT @ y
     hats = torch.ones(OBJECTIVES, 64, SHARD // 64 // 4 * PLACES * config.d_out, 65)
     hats.mT @ hats

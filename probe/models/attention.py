@@ -88,7 +88,7 @@ class LinearAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, _causal)
+        return ScoreMixer(1.0, _causal)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class AveragedAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, _causal_average)
+        return ScoreMixer(1.0, _causal_average)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class BidirectionalAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, lambda scores: scores)
+        return ScoreMixer(1.0, lambda scores: scores)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class SoftmaxAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(self.d_head**-0.5, _causal_softmax)
+        return ScoreMixer(self.d_head**-0.5, _causal_softmax)
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,10 @@ def _causal_average(scores: Tensor) -> Tensor:
     return _causal(scores) / seen[:, None]
 
 
-class _ScoreMixer(Mixer):
+class ScoreMixer(Mixer):
     """Attention through a T x T pattern."""
 
-    def __init__(self, scale: float, normalise: Callable[[Tensor], Tensor]):
+    def __init__(self, scale: float | Tensor, normalise: Callable[[Tensor], Tensor]):
         super().__init__()
         self.scale, self.normalise = scale, normalise
         self.hook_attn_scores = HookPoint()
