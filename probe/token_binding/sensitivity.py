@@ -83,7 +83,7 @@ def _tangent(dual: Tensor) -> Tensor:
 
 
 def _make_scales_dual(model: SequenceTransformer) -> None:
-    """Scales of scores as duals of tangent 0: torch loads its compiler to multiply by a constant."""
+    """Scales of scores as duals of tangent 0: torch loads its compiler for plain constants."""
     for module in model.modules():
         if isinstance(module, ScoreMixer):
             scale = torch.tensor(float(module.scale), dtype=torch.float64)
