@@ -78,16 +78,14 @@ class AblationStage:
     def test(self, batch: Batch, learned: "Steps") -> Sums:
         """Squares by block and layer: the ablated output, what predictions leave, the losses."""
         batch = batch.head(self.test_share)
-        runner = batch.capture.runner
-        if runner is None:
-            raise TypeError("a predictor without an inside cannot be edited")
         a, b = self.window
+        tokens = batch.context.sequences.tokens
         targets = batch.context.problem.targets[:, a:b].double().flatten(1)
         clean = batch.capture.output[:, a:b].double().flatten(1)
         hats, rows = self._hats(batch), []
         for layer in range(self.layers):
             site = f"blocks.{layer}.hook_attn_out"
-            output = runner.run(batch.context.sequences.tokens, {site: torch.zeros_like})
+            output = batch.capture.edited(tokens, layer, {site: torch.zeros_like})
             left = output[:, a:b].double().flatten(1)
             predicted = hats @ learned.without[layer]
             before = hats @ learned.whole

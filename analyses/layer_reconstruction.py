@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.analysis import Setting
+from probe.columns import rows_by_block
 from probe.findings import Figure, Finding, HeatMap, LineChart, Metric, Outcome, Series, Table
 from probe.moments import Moments
 from probe.plan import FOLDS
@@ -119,9 +120,8 @@ class Reconstruction:
 
     def test(self, batch: Batch, learned: Float[Tensor, "subsets p k"]) -> Sums:
         """Squared errors of all subsets, from the moments of each block of sequences."""
-        moments = {
-            name: batch.by_block(t) for name, t in vars(_moments(*self._rows(batch))).items()
-        }
+        rows = (rows_by_block(part[:, :, None], batch.blocks) for part in self._rows(batch))
+        moments = {name: t.double() for name, t in vars(_moments(*rows)).items()}
         maps = learned.unflatten(-1, (self.layers, -1))
         squares = torch.einsum("spld,sqld->slpq", maps, maps)
         xy = moments["xy"].unflatten(-1, (self.layers, -1))
@@ -134,9 +134,12 @@ class Reconstruction:
         """Blocks, and updates of all layers, side by side at the judged positions."""
         judged = slice(*self.positions)
         updates = batch.capture.updates[:, :, judged]
-        blocks = features(batch.context, self.ridge).values()
-        x = torch.cat([block[:, judged].to(updates) for block in blocks], -1)
-        return x, updates.permute(1, 2, 0, 3).flatten(2)
+
+        def blocks() -> Tensor:
+            found = features(batch.context, self.ridge).values()
+            return torch.cat([block[:, judged].to(updates) for block in found], -1)
+
+        return batch.context.once(self, blocks), updates.permute(1, 2, 0, 3).flatten(2)
 
     def _used(self) -> Float[Tensor, "subsets p"]:
         """1 where a subset has the feature, else 0."""

@@ -8,7 +8,7 @@ pairs. f is one curve, frozen from clean data. Applies where the layers below sa
 models of one block, or of one block behind a copying layer.
 Controls: the same edits of the pairs, explained by the moments of other pairs; the twin.
 Test statistic: share of the output's change that is explained. Refuted by: an output that moves
-otherwise. Cost: a few hundred sequences, four passes.
+otherwise. Cost: a few hundred sequences, four passes of the last block.
 """
 
 from collections.abc import Mapping
@@ -125,11 +125,10 @@ class PairEditStage:
         return torch.stack([part.square().sum(-1) for part in parts], -1)
 
     def _run(self, batch: Batch, t: int, edits: Mapping[str, Edit]) -> Float[Tensor, "batch d_v"]:
-        runner = batch.capture.runner
-        if runner is None:
-            raise TypeError("a predictor without an inside cannot be edited")
-        named = {f"blocks.{self.layers - 1}.attn.{site}": edit for site, edit in edits.items()}
-        return runner.run(batch.context.sequences.tokens[:, : t + 1], named)[:, t].double()
+        last = self.layers - 1
+        named = {f"blocks.{last}.attn.{site}": edit for site, edit in edits.items()}
+        seen, tokens = batch.capture.until(t + 1), batch.context.sequences.tokens[:, : t + 1]
+        return seen.edited(tokens, last, named)[:, t].double()
 
 
 def _half(t: int) -> Bool[Tensor, " time"]:

@@ -94,6 +94,17 @@ class Runner:
         """Predictions from the stream before block `layer`, with edits as in `run`."""
         return self._through(lambda part: self.model.resume(part, layer), stream, edits)
 
+    @torch.no_grad()
+    def resume_last(
+        self,
+        before: Float[Tensor, "layers batch time d_model"],
+        last: Float[Tensor, "changes batch d_model"],
+        layer: int,
+    ) -> Float[Tensor, "changes batch d_v"]:
+        """`HookedModel.resume_last`, of all sequences at once."""
+        device = reading_device(self.model)
+        return self.model.resume_last(before.to(device), last.to(device), layer).cpu()
+
     def _through(
         self, forward: Callable[[Tensor], Tensor], inputs: Tensor, edits: Mapping[str, Edit]
     ) -> Tensor:
@@ -129,14 +140,36 @@ class Capture:
     readouts: Float[Tensor, "layers_and_one batch time d_v"]
     runner: Runner | None = None
 
+    def edited(
+        self, tokens: Tokens, layer: int, edits: Mapping[str, Edit]
+    ) -> Float[Tensor, "batch asked d_v"]:
+        """What the model says of the tokens with edits inside block `layer`.
+
+        It runs from the stream before that block, where the stream of all tokens was kept.
+
+        Raises:
+            TypeError: The predictor has no inside.
+        """
+        if self.runner is None:
+            raise TypeError("a predictor without an inside cannot be edited")
+        if self.layers.shape[2] == tokens.shape[1]:
+            return self.runner.resume(self.layers[layer], layer, edits)
+        return self.runner.run(tokens, edits)
+
+    def until(self, stop: int) -> "Capture":
+        """What the model did at the tokens before `stop`; what follows is of no account to it."""
+        return self._cut(slice(stop), self.runner)
+
     def at(self, asked: slice) -> "Capture":
         """What the model did at some of the tokens; runs of its runner are read there too."""
-        runner = replace(self.runner, asked=asked) if self.runner else None
+        return self._cut(asked, replace(self.runner, asked=asked) if self.runner else None)
+
+    def _cut(self, tokens: slice, runner: Runner | None) -> "Capture":
         return Capture(
-            output=self.output[:, asked],
-            layers=self.layers[:, :, asked],
-            updates=self.updates[:, :, asked],
-            readouts=self.readouts[:, :, asked],
+            output=self.output[:, tokens],
+            layers=self.layers[:, :, tokens],
+            updates=self.updates[:, :, tokens],
+            readouts=self.readouts[:, :, tokens],
             runner=runner,
         )
 
@@ -174,8 +207,15 @@ def capture(model: HookedModel, tokens: Tokens, batch_size: int) -> Capture:
         )
         outputs.append(output)
         kept.append(cache)
-    layers = torch.stack([torch.cat([cache[site] for cache in kept]) for site in stream])
-    added = torch.stack([torch.cat([cache[site] for cache in kept]) for site in updates])
-    found = (torch.cat(outputs), layers, added, model.read_out(layers))
+    layers, added = (
+        _together([torch.stack([cache[site] for site in sites]) for cache in kept], 1)
+        for sites in (stream, updates)
+    )
+    found = (_together(outputs, 0), layers, added, model.read_out(layers))
     output, layers, added, readouts = (part.to(tokens.device) for part in found)
     return Capture(output, layers, added, readouts, Runner(model, batch_size))
+
+
+def _together(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts as one; a single part needs no copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

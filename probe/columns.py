@@ -68,16 +68,13 @@ class Columns:
         """
 
         def compute() -> list[tuple[Tensor, Tensor]]:
-            grouped = [_by_block(self.of(batch)[:, a:b], batch.blocks) for a, b in spans]
+            grouped = [rows_by_block(self.of(batch)[:, a:b], batch.blocks) for a, b in spans]
             return [(part, part.mT @ part) for part in grouped]
 
         whole = []
         columns = batch.context.once((self, spans), compute)
         for (grouped, gram), (a, b) in zip(columns, spans, strict=True):
-            said = _by_block(sites[:, a:b], batch.blocks)
-            cross = grouped.mT @ said
-            above = torch.cat([gram, cross], -1)
-            whole.append(torch.cat([above, torch.cat([cross.mT, said.mT @ said], -1)], -2))
+            whole.append(joined(grouped, gram, rows_by_block(sites[:, a:b], batch.blocks)))
         return torch.stack(whole, 1).double()
 
     def fit(
@@ -102,7 +99,18 @@ class Columns:
         return tuple(fitted)
 
 
-def _by_block(
+def joined(
+    columns: Float[Tensor, "blocks rows columns"],
+    gram: Float[Tensor, "blocks columns columns"],
+    sites: Float[Tensor, "blocks rows sites"],
+) -> Float[Tensor, "blocks columns_and_sites columns_and_sites"]:
+    """The products of columns and sites side by side, where those of the columns are known."""
+    cross = columns.mT @ sites
+    above = torch.cat([gram, cross], -1)
+    return torch.cat([above, torch.cat([cross.mT, sites.mT @ sites], -1)], -2)
+
+
+def rows_by_block(
     columns: Float[Tensor, "batch time d_v columns"], blocks: Int[Tensor, " batch"]
 ) -> Float[Tensor, "blocks rows columns"]:
     """Rows of the sequences of each block; sequences of zeros that pad a block add nothing."""

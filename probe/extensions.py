@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.columns import Columns
+from probe.columns import Columns, joined, rows_by_block
 from probe.problem import Spectrum
 from probe.response import FINE, hat_features
 from probe.solvers.base import Fitted, Quadratic
@@ -71,8 +71,9 @@ class ExtensionStage:
 
     def fit(self, batch: Batch) -> Sums:
         """Products of hats and output, summed over the sequences."""
-        found = self._products(batch.head(self.share))
-        return {"gram": found.sum(0), "rows": torch.tensor(float(len(found)))}
+        seen = batch.head(self.share)
+        rows = torch.tensor(float(len(seen.blocks)))
+        return {"gram": self._products(seen).sum(0), "rows": rows}
 
     def learn(self, sums: Sums) -> tuple[tuple[Fitted, ...], ...]:
         """The spectral families under each posing."""
@@ -92,25 +93,22 @@ class ExtensionStage:
         places = list(self.places)
         distance = (seen.capture.output - seen.context.problem.oracle)[:, places].double()
         return {
-            "gram": seen.by_block(self._products(seen)),
+            "gram": self._products(seen),
             "from_oracle": seen.by_block(distance.square().sum((1, 2))),
         }
 
-    def _products(self, batch: Batch) -> Float[Tensor, "batch posings columns columns"]:
-        """Per sequence: X^T X of the hats under each posing with the output beside them."""
-        hats = batch.context.once(self, lambda: self._hats(batch))
-        said = batch.capture.output[:, list(self.places), :, None].float()
-        joined = [torch.cat([part, said], -1).flatten(1, 2) for part in hats]
-        return torch.stack([part.mT @ part for part in joined], 1).double()
+    def _products(self, batch: Batch) -> Float[Tensor, "blocks posings columns columns"]:
+        """By block: X^T X of the hats under each posing with the output beside them."""
+        hats = batch.context.once(self, lambda: [self._hats(batch, one) for one in self.posings])
+        said = rows_by_block(batch.capture.output[:, list(self.places), :, None], batch.blocks)
+        return torch.stack([joined(part, gram, said.float()) for part, gram in hats], 1).double()
 
-    def _hats(self, batch: Batch) -> list[Tensor]:
-        return [
-            hat_features(
-                posing.spectrum(batch, self.places),
-                torch.tensor(posing.knots, dtype=torch.float64),
-            )
-            for posing in self.posings
-        ]
+    def _hats(self, batch: Batch, posing: Posing) -> tuple[Tensor, Tensor]:
+        """The hats under a posing by block, and their products, which all views share."""
+        knots = torch.tensor(posing.knots, dtype=torch.float64)
+        hats = hat_features(posing.spectrum(batch, self.places), knots)
+        rows = rows_by_block(hats, batch.blocks)
+        return rows, rows.mT @ rows
 
 
 @dataclass(frozen=True)

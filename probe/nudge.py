@@ -37,7 +37,7 @@ class NudgeStage:
     eps: float
     task: Task
     views: tuple[str, ...] = (SUBJECT,)
-    folds: int = 1
+    folds: int = 0
 
     def __hash__(self) -> int:
         """By what was turned."""

@@ -7,7 +7,7 @@ find the inverse covariance of the inputs for P in trained linear attention, whi
 queries. Under each objective the response f is fitted anew.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probe.analysis import Setting
 from probe.extensions import ExtensionStage, Places, enough, places_of
-from probe.problem import InContextProblem, PrefixMoments, Spectrum, prefix_moments, spectrum
+from probe.problem import InContextProblem, PrefixMoments, Spectrum, spectrum
 from probe.response import log_knots
 from probe.sampling import generator_for
 from probe.stages import Batch
@@ -37,8 +37,8 @@ class Objective(Protocol):
     def name(self) -> str:
         """The objective in words."""
 
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """G_t and C_t of this objective."""
+    def moments(self, problem: InContextProblem, places: Places | None = None) -> PrefixMoments:
+        """G_t and C_t of this objective at the positions asked for; None: at all."""
 
     def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
         """The queries that belong to them, in float64."""
@@ -55,17 +55,10 @@ class Forgetting:
         """With its constant."""
         return f"forgetting {self.gamma:g}" if self.gamma < 1 else "plain"
 
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """By the recursion G_t = gamma G_{t-1} + k_t k_t^T, which never divides."""
-        keys, values = problem.keys.double(), problem.values.double()
-        pairs = torch.cat([keys, values], -1)
-        faded = pairs.new_zeros(len(keys), pairs.shape[-1], keys.shape[-1])
-        sums = []
-        for pair, key in zip(pairs.unbind(1), keys.unbind(1), strict=True):
-            faded = self.gamma * faded + pair[..., :, None] * key[..., None, :]
-            sums.append(faded)
-        gram, cross = torch.stack(sums, 1).split([keys.shape[-1], values.shape[-1]], dim=2)
-        return PrefixMoments(gram, cross)
+    def moments(self, problem: InContextProblem, places: Places | None = None) -> PrefixMoments:
+        """Pairs weighted by gamma^(t - j)."""
+        later = torch.arange(problem.keys.shape[1], dtype=torch.float64)
+        return weighted_moments(problem, self.gamma ** (later[:, None] - later), places)
 
     def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
         """As they are."""
@@ -87,13 +80,12 @@ class PowerWeighted:
         """With its constant."""
         return f"weights j^{self.power:g}"
 
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
-        """Prefix sums of weighted pairs; the first pair has j = 1."""
-        count = problem.keys.shape[1] - problem.first
-        weights = torch.arange(1, count + 1, dtype=torch.float64) ** self.power
-        root = torch.nn.functional.pad((weights / weights.mean()).sqrt(), (problem.first, 0))
-        keys, values = (part.double() * root[:, None] for part in (problem.keys, problem.values))
-        return prefix_moments(replace(problem, keys=keys, values=values))
+    def moments(self, problem: InContextProblem, places: Places | None = None) -> PrefixMoments:
+        """Pairs weighted by their position; the first pair has j = 1."""
+        time = problem.keys.shape[1]
+        weights = torch.arange(1, time - problem.first + 1, dtype=torch.float64) ** self.power
+        weights = torch.nn.functional.pad(weights / weights.mean(), (problem.first, 0))
+        return weighted_moments(problem, weights.expand(time, time), places)
 
     def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
         """As they are."""
@@ -115,15 +107,34 @@ class Preconditioned:
     def _matrix(self) -> Tensor:
         return torch.tensor(self.root, dtype=torch.float64)
 
-    def moments(self, problem: InContextProblem) -> PrefixMoments:
+    def moments(self, problem: InContextProblem, places: Places | None = None) -> PrefixMoments:
         """P^(1/2) G P^(1/2) and C P^(1/2)."""
-        plain = Forgetting(1.0).moments(problem)
+        plain = Forgetting(1.0).moments(problem, places)
         root = self._matrix
         return PrefixMoments(root @ plain.gram @ root, plain.cross @ root)
 
     def queries(self, problem: InContextProblem) -> Float[Tensor, "batch time d_k"]:
         """P^(1/2) q."""
         return problem.queries.double() @ self._matrix
+
+
+def weighted_moments(
+    problem: InContextProblem, weights: Float[Tensor, "time time"], places: Places | None
+) -> PrefixMoments:
+    """G_t and C_t with the weight of pair j at position t; what comes after t does not count.
+
+    Args:
+        problem: The problem.
+        weights: One row per position.
+        places: The positions asked for; None: all.
+    """
+    keys, values = problem.keys.double(), problem.values.double()
+    pairs = torch.cat([keys, values], -1)[..., :, None] * keys[..., None, :]
+    chosen = torch.where(torch.ones_like(weights).tril() > 0, weights, 0.0)
+    rows = chosen if places is None else chosen[list(places)]
+    sums = (rows @ pairs.flatten(2)).unflatten(-1, pairs.shape[2:])
+    gram, cross = sums.split([keys.shape[-1], values.shape[-1]], dim=2)
+    return PrefixMoments(gram, cross)
 
 
 def whitening(keys: Float[Tensor, "rows d_k"]) -> Float[Tensor, "d_k d_k"]:
@@ -172,10 +183,8 @@ class Under:
     def spectrum(self, batch: Batch, places: Places) -> Spectrum:
         """The weighted moments in their eigenbases."""
         problem = batch.context.problem
-        moments, queries = self.objective.moments(problem), self.objective.queries(problem)
-        at = list(places)
-        here = PrefixMoments(moments.gram[:, at], moments.cross[:, at])
-        return spectrum(here, queries[:, at])
+        moments = self.objective.moments(problem, places)
+        return spectrum(moments, self.objective.queries(problem)[:, list(places)])
 
 
 def objective_stage(setting: Setting) -> ExtensionStage:

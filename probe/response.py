@@ -91,21 +91,50 @@ def gcv_solve(
             penalty is ridge and X may lack rank, rows of a product * eps of its dtype:
             below that the rounding noise of the missing directions is fitted.
     """
-    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-    grid = torch.logspace(math.log10(floor), 2, 23, dtype=gram.dtype)
-    penalties = grid.view(-1, *[1] * scale.ndim) * scale
+    penalties, scale = _penalties(gram, floor)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
     system = gram + penalties[..., None, None] * roughness + 1e-12 * scale[..., None, None] * eye
     inverse = torch.linalg.inv(system)
     solutions = inverse @ cross
     fit = ((gram @ solutions) * solutions).sum((-2, -1)) - 2 * (solutions * cross).sum((-2, -1))
     freedom = (inverse * gram.mT).sum((-2, -1))
-    score = (fit + energy) / (1 - freedom / rows).clamp(min=1e-3) ** 2
-    best = score.nan_to_num(torch.inf).argmin(0)
-    index = best[None, ..., None, None].expand(1, *solutions.shape[1:])
+    best = _least_gcv(fit + energy, freedom, rows)
+    index = best[..., None, None].expand(1, *solutions.shape[1:])
     return PenalisedFit(
-        solutions.gather(0, index)[0], penalties.expand_as(score).gather(0, best[None])[0]
+        solutions.gather(0, index)[0], penalties.expand_as(freedom).gather(0, best)[0]
     )
+
+
+def gcv_ridge(
+    gram: Float[Tensor, "*cells columns columns"],
+    cross: Float[Tensor, "*cells columns outputs"],
+    energy: Float[Tensor, "*cells"],
+    rows: int,
+    floor: float = 1e-9,
+) -> PenalisedFit:
+    """`gcv_solve` with the identity for roughness: one eigendecomposition serves all penalties."""
+    penalties, scale = _penalties(gram, floor)
+    mu, basis = torch.linalg.eigh(gram)
+    inside = basis.mT @ cross
+    shrunk = 1 / (mu + (penalties + 1e-12 * scale)[..., None])
+    fit = (inside.square().sum(-1) * shrunk * (mu * shrunk - 2)).sum(-1)
+    freedom = (mu * shrunk).sum(-1)
+    best = _least_gcv(fit + energy, freedom, rows)
+    chosen = shrunk.gather(0, best[..., None].expand(1, *shrunk.shape[1:]))[0]
+    return PenalisedFit(basis @ (chosen[..., None] * inside), penalties.gather(0, best)[0])
+
+
+def _penalties(gram: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """The penalties of every cell, along a first axis, and the mean diagonal that is their unit."""
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+    grid = torch.logspace(math.log10(floor), 2, 23, dtype=gram.dtype)
+    return grid.view(-1, *[1] * scale.ndim) * scale, scale
+
+
+def _least_gcv(error: Tensor, freedom: Tensor, rows: int) -> Tensor:
+    """Place of the best penalty of every cell, with the first axis kept."""
+    score = error / (1 - freedom / rows).clamp(min=1e-3) ** 2
+    return score.nan_to_num(torch.inf).argmin(0, keepdim=True)
 
 
 def half_crossing(

@@ -16,7 +16,7 @@ from probe.analysis import Setting
 from probe.columns import Columns, Spans
 from probe.maps import map_errors, map_families, map_products, solve_maps
 from probe.plan import SHARD
-from probe.response import gcv_solve
+from probe.response import gcv_ridge
 from probe.solvers.base import ColumnFamily, Fitted, Quadratic, families
 from probe.stages import Batch, Sums
 from probe.tasks.base import Windows
@@ -145,11 +145,10 @@ class ResponseStage:
             return torch.zeros(0, 0, 0, 0)
         gram, cross = total["stream"], total["stream_target"]
         energy = total["target_energy"].expand(gram.shape[:2])
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
         # Sums of float32 products: penalties below their rounding noise would fit the noise.
         floor = SHARD * torch.finfo(torch.float32).eps
         sequences = int(total["sequences"])
-        return gcv_solve(gram, cross, energy, eye, sequences, floor=floor).coefficients
+        return gcv_ridge(gram, cross, energy, sequences, floor=floor).coefficients
 
     def _with_decoded(self, total: Sums, decoders: Tensor) -> Tensor:
         """The Gram with the decoded sites, from products of columns and stream."""

@@ -243,7 +243,7 @@ class SignatureStage:
 
     trials: tuple[Trial, ...]
     views: tuple[str, ...] = (SUBJECT,)
-    folds: int = 1
+    folds: int = 0
 
     def fit(self, batch: Batch) -> Sums:
         """Nothing is fitted."""

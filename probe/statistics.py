@@ -1,5 +1,6 @@
 """Intervals and tests of paired quantities, over blocks of whole sequences."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 from torch import Tensor
 
@@ -43,10 +45,26 @@ def bootstrap_interval(statistic: Statistic) -> Interval:
         statistic: From weights of shape (draws, BLOCKS) to one value per draw. It is asked once
             with all weights 1, for the value, and once with the resamples.
     """
-    value = statistic(torch.ones(1, BLOCKS, dtype=torch.float64))[0]
-    draws = statistic(resample_weights())
-    lo, hi = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Interval(float(value), float(lo), float(hi))
+    value = statistic(_ONCE)[0]
+    return Interval(float(value), *_ends(statistic(resample_weights()).numpy()))
+
+
+_ONCE = torch.ones(1, BLOCKS, dtype=torch.float64)
+
+
+def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The 2.5 % and the 97.5 % quantile; NaN where a draw is."""
+    if np.isnan(draws).any():
+        return math.nan, math.nan
+    places = [0.025 * (len(draws) - 1), 0.975 * (len(draws) - 1)]
+    pairs = [(int(place), min(int(place) + 1, len(draws) - 1)) for place in places]
+    ordered = np.partition(draws, sorted({index for pair in pairs for index in pair}))
+    ends = [(float(ordered[a]), float(ordered[b])) for a, b in pairs]
+    lo, hi = (
+        low + (place - int(place)) * (high - low)
+        for place, (low, high) in zip(places, ends, strict=True)
+    )
+    return lo, hi
 
 
 def share_explained(error: Float[Tensor, " blocks"], energy: Float[Tensor, " blocks"]) -> Interval:

@@ -114,3 +114,17 @@ def test_a_runner_edits_and_resumes(tiny_model: Model) -> None:
     assert torch.allclose(without, runner.run(x, {site: lambda x: 0 * x}))
     assert (without - seen.output).abs().max() > 1e-4
     assert torch.allclose(runner.run(x), seen.output), "edits must not stay"
+
+
+def test_edits_run_from_the_stream_where_all_of_it_was_kept(tiny_model: Model) -> None:
+    model, x = tiny_model("softmax"), tokens(5)
+    seen, edits = capture(model, x, 256), {"blocks.1.hook_attn_out": torch.zeros_like}
+    assert seen.runner is not None
+    want = seen.runner.run(x, edits)
+    assert torch.allclose(seen.edited(x, 1, edits), want, atol=1e-6)
+    assert torch.allclose(seen.until(4).edited(x[:, :4], 1, edits), want[:, :4], atol=1e-6)
+    asked = seen.at(slice(1, None, 2))
+    assert torch.equal(asked.edited(x, 1, edits), want[:, 1::2])
+    assert not torch.allclose(seen.output, want, atol=1e-3)  # Control: without the edit.
+    with pytest.raises(TypeError, match="inside"):
+        predictor_only(seen.output).edited(x, 1, edits)

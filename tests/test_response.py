@@ -13,6 +13,7 @@ from probe.response import (
     FINE,
     STRIDE,
     coarse_to_fine,
+    gcv_ridge,
     gcv_solve,
     half_crossing,
     hat_features,
@@ -133,6 +134,21 @@ def test_gcv_is_its_formula_and_the_solution_is_ridge(noise: float) -> None:
     assert np.allclose(fit.coefficients.mT, outside.coef_, rtol=1e-6, atol=1e-9)
     other = Ridge(float(best) * 1e4, fit_intercept=False).fit(x, y)
     assert not np.allclose(fit.coefficients.mT, other.coef_, rtol=1e-3)
+
+
+def test_ridge_by_eigenvalues_is_that_of_any_penalty() -> None:
+    x, y = (
+        torch.stack([design(60, 8, 2, noise)[0] for noise in (0.1, 30.0)]),
+        design(60, 8, 2, 1)[1],
+    )
+    gram, cross, energy = x.mT @ x, x.mT @ y, (y**2).sum().expand(2)
+    eye = torch.eye(8, dtype=torch.float64)
+    for rows in (60, 12):
+        want, got = gcv_solve(gram, cross, energy, eye, rows), gcv_ridge(gram, cross, energy, rows)
+        assert torch.allclose(got.coefficients, want.coefficients, rtol=1e-6)
+        assert torch.allclose(got.penalty, want.penalty)
+    other = gcv_solve(gram, cross, energy, second_differences(8), 60)
+    assert not torch.allclose(got.coefficients, other.coefficients, rtol=1e-3)  # Control.
 
 
 @pytest.mark.parametrize("noise", [0.3, 2.0, 20.0])

@@ -22,6 +22,7 @@ from probe.models.attention import (
     SoftmaxAttention,
     sinusoids,
 )
+from probe.models.hooked import HookedModel
 from probe.models.transformer import BlockConfig, ModelConfig, SequenceTransformer
 from probe.sampling import generator_for, normal
 
@@ -114,6 +115,23 @@ def test_trained_positions_are_added_to_the_stream() -> None:
     assert torch.equal(cache["hook_embed"], x + model.W_pos[: x.shape[1]])
     with pytest.raises(InputError, match="9 positions"):
         model(torch.zeros(1, 10, 6))
+
+
+@each_kind
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_changed_last_token_is_followed_alone(kind: str, layer: int, tiny_model: Model) -> None:
+    model = tiny_model(kind)
+    _, cache = model.run_with_cache(tokens())
+    streams = torch.stack([cache[site] for site in model.layer_sites()[:-1]])
+    before = streams[:, :, :-1]
+    last = streams[layer, :, -1] + torch.tensor([0.5, -1.0])[:, None, None]
+    whole = streams[layer].repeat(2, 1, 1)
+    whole[:, -1] = last.flatten(0, 1)
+    want = model.resume(whole, layer)[:, -1].unflatten(0, last.shape[:2])
+    assert torch.allclose(model.resume_last(before, last, layer), want, atol=1e-5)
+    assert torch.equal(HookedModel.resume_last(model, before, last, layer), want)
+    other = model.resume_last(before.roll(1, 1), last, layer)  # Control: after other tokens.
+    assert not torch.allclose(other, want, atol=1e-3)
 
 
 @each_kind

@@ -101,15 +101,16 @@ def explanations(
     moved = derangements(problem.at, problem.keys.shape[2])
     keys = problem.keys[:, :, moved]  # batch, heads, at, time, d_k
     wrong = problem.values.mT[:, :, None] @ (problem.weights[..., None] * keys)
-    found = _Spectrum.of(problem)
+    right_and_wrong = torch.cat([problem.cross, wrong], -2)
+    ridges = _ridges(problem, right_and_wrong, penalties).chunk(2, -2)
     parts = [
         _steps(problem, problem.cross),
-        _ridges(problem, problem.cross, found, penalties),
+        ridges[0],
         _smoothers(problem),
         _means(problem),
         _copies(problem),
         _steps(problem, wrong),
-        _ridges(problem, wrong, found, penalties),
+        ridges[1],
     ]
     return torch.cat(parts, -1)
 
@@ -125,15 +126,13 @@ def _steps(
 
 
 def _ridges(
-    problem: HeadProblem,
-    cross: Float[Tensor, "batch heads at d_v d_k"],
-    found: _Spectrum,
-    penalties: Penalties,
+    problem: HeadProblem, cross: Float[Tensor, "batch heads at d_v d_k"], penalties: Penalties
 ) -> Float[Tensor, "batch heads at d_v penalties"]:
     """C (G + lambda)^-1 q for every lambda, from one eigendecomposition."""
+    found = _Spectrum.of(problem)
     along = (found.basis.mT @ problem.queries[..., None])[..., 0]
-    shrink = 1 / (found.mu.clamp_min(0)[..., None] + penalties.grid[:, None, None])
-    return (cross @ found.basis) @ (along[..., None] * shrink)
+    shrunk = found.mu.clamp_min(0)[..., None] + penalties.grid[:, None, None]
+    return (cross @ found.basis) @ (along[..., None] / shrunk)
 
 
 def _smoothers(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v temperatures_and_one"]:

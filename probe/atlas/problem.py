@@ -69,14 +69,20 @@ class HeadProblem:
         return self.weights[..., None] * self.keys[:, :, None]
 
     @cached_property
+    def _moments(self) -> Float[Tensor, "batch heads at d_k_and_d_v d_k"]:
+        """G_p above C_p."""
+        pairs = torch.cat([self.keys, self.values], -1)
+        return pairs.mT[:, :, None] @ self.weighted_keys
+
+    @property
     def gram(self) -> Float[Tensor, "batch heads at d_k d_k"]:
         """G_p = sum_j w_pj k_j k_j^T."""
-        return self.keys.mT[:, :, None] @ self.weighted_keys
+        return self._moments[..., : self.keys.shape[-1], :]
 
-    @cached_property
+    @property
     def cross(self) -> Float[Tensor, "batch heads at d_v d_k"]:
         """C_p = sum_j w_pj v_j k_j^T."""
-        return self.values.mT[:, :, None] @ self.weighted_keys
+        return self._moments[..., self.keys.shape[-1] :, :]
 
     @property
     def size(self) -> int:

@@ -178,8 +178,9 @@ class _View:
         targets = {"own": lambda: answer, "step": lambda: planted_step(problem)}
         targets["ridge"] = lambda: planted_ridge(problem, self.penalties)
         values = problem.values.square().sum((-1, -2))
-        for target, sums in self.sums.items():
-            seen = products(targets[target](), problem.mean_value, explained)
+        said = torch.stack([targets[target]() for target in self.sums])
+        found = products(said, problem.mean_value, explained)
+        for sums, seen in zip(self.sums.values(), found, strict=True):
             if split == FIT:
                 sums.add_fit(seen)
             else:

@@ -21,21 +21,22 @@ Products = Float[Tensor, "batch heads rows 3"]
 
 
 def products(
-    answer: Float[Tensor, "batch heads at d_v"],
+    answers: Float[Tensor, "targets batch heads at d_v"],
     mean: Float[Tensor, "batch heads at d_v"],
     explained: Float[Tensor, "batch heads at d_v rows"],
-) -> Products:
+) -> Float[Tensor, "targets batch heads rows 3"]:
     """(rr, rd, dd) of each sequence, head and explanation, summed over positions and channels.
 
     Args:
-        answer: What the heads gathered.
+        answers: What the heads gathered, and what others would have.
         mean: The mean of their values so far; of the step from the mean, r is the answer less it.
         explained: What each explanation says.
     """
-    rr = answer.square().sum((-1, -2))[..., None].expand(*answer.shape[:2], len(ROWS)).clone()
-    rd = (answer[..., None, :] @ explained)[..., 0, :].sum(2)
-    dd = explained.square().sum((2, 3))
-    beyond = answer - mean
+    flat = explained.flatten(2, 3)
+    rr = answers.square().sum((-1, -2))[..., None].repeat(1, 1, 1, len(ROWS))
+    rd = (answers.flatten(3).movedim(0, 2) @ flat).movedim(2, 0)
+    dd = flat.square().sum(2).expand_as(rd)
+    beyond = answers - mean
     for row in (FROM_MEAN, WRONG + FROM_MEAN):
         rr[..., row] = beyond.square().sum((-1, -2))
         rd[..., row] = (beyond * explained[..., row]).sum((-1, -2))

@@ -236,11 +236,10 @@ class InterchangeStage:
         runner, capture = batch.capture.runner, batch.capture
         if runner is None:
             raise TypeError("a predictor without an inside cannot be edited")
-        stream = capture.layers[layer][:, : t + 1]
+        stream = capture.layers[:, :, : t + 1]
         changes = self._changes(batch, plan, layer, t)
-        edited = stream.repeat(len(EDITS), 1, 1)
-        edited[:, t] += torch.cat([dh for _, dh in changes]).to(edited)
-        outputs = runner.resume(edited, layer)[:, t].double().unflatten(0, (len(EDITS), -1))
+        edited = stream[layer, :, t] + torch.stack([dh for _, dh in changes]).to(stream)
+        outputs = runner.resume_last(stream[:-1, :, :t], edited, layer).double()
         before = capture.output[:, t].double()
         gap = batch.context.problem.targets[:, t].double() - before
         found = [

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import binom
+from scipy.special import bdtr
 from torch import Tensor
 
 from probe.linearization.run import FORMS, Linearised
@@ -51,7 +52,7 @@ def typical_cost(found: Linearised, name: str) -> Interval:
     Its interval lies between order statistics (David and Nagaraja 2003, section 7.1).
     """
     ratios = (found.losses[name] / found.losses[SUBJECT]).sort().values.tolist()
-    below = int(binom.ppf(0.025, len(ratios), 0.5))
+    below = int((bdtr(np.arange(len(ratios)), len(ratios), 0.5) < 0.025).sum())
     median = float(torch.tensor(ratios, dtype=torch.float64).quantile(0.5))
     return Interval(median, ratios[below - 1], ratios[-below])
 

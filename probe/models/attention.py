@@ -13,6 +13,19 @@ from transformer_lens.hook_points import HookPoint
 from probe.errors import InputError
 from probe.mesa_layer import Chunkwise, mesa_layer
 
+Changed = Float[Tensor, "changes batch heads d_head"]
+Rows = tuple[Float[Tensor, "batch time heads d_head"], Float[Tensor, "batch time heads d_v"]]
+Own = tuple[Changed, Float[Tensor, "changes batch heads d_v"]]
+
+
+def _after(past: Rows, own: Own) -> tuple[Tensor, Tensor]:
+    """Keys and values of all tokens, one copy of the past for every change."""
+    k, v = (
+        torch.cat([before.repeat(len(now), 1, 1, 1), now.flatten(0, 1)[:, None]], 1)
+        for before, now in zip(past, own, strict=True)
+    )
+    return k, v
+
 
 class Mixer(nn.Module, ABC):
     """What becomes of queries, keys and values; the only part in which the kinds differ."""
@@ -25,6 +38,20 @@ class Mixer(nn.Module, ABC):
         v: Float[Tensor, "batch time heads d_v"],
     ) -> Float[Tensor, "batch time heads d_v"]:
         """Mixes values over the past of each position; linear in the values."""
+
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
+        """What `forward` mixes at the last position, whose query, key and value are changed.
+
+        Args:
+            q: Its queries.
+            past: Keys and values of the tokens before it, the same for all changes.
+            own: Its own keys and values.
+        """
+        queries = q.flatten(0, 1)[:, None]
+        k, v = _after(past, own)
+        queries = nn.functional.pad(queries, (0, 0, 0, 0, k.shape[1] - 1, 0))
+        mixed: Tensor = self(queries, k, v)
+        return mixed[:, -1].unflatten(0, q.shape[:2])
 
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
@@ -61,7 +88,7 @@ class LinearAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, torch.tril)
+        return ScoreMixer(1.0, _causal)
 
 
 @dataclass(frozen=True)
@@ -77,7 +104,7 @@ class AveragedAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, _causal_average)
+        return ScoreMixer(1.0, _causal_average)
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,7 @@ class BidirectionalAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(1.0, lambda scores: scores)
+        return ScoreMixer(1.0, lambda scores: scores)
 
 
 @dataclass(frozen=True)
@@ -103,7 +130,7 @@ class SoftmaxAttention:
 
     def build(self) -> Mixer:
         """No parameters."""
-        return _ScoreMixer(self.d_head**-0.5, _causal_softmax)
+        return ScoreMixer(self.d_head**-0.5, _causal_softmax)
 
 
 @dataclass(frozen=True)
@@ -171,20 +198,30 @@ KINDS: dict[str, _Kind] = {
 }
 
 
+# Rows of scores belong to the last positions: to all of them, or to fewer.
+
+
+def _causal(scores: Tensor) -> Tensor:
+    queries, keys = scores.shape[-2:]
+    return scores.tril(keys - queries)
+
+
 def _causal_softmax(scores: Tensor) -> Tensor:
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future, float("-inf")).softmax(-1)
+    queries, keys = scores.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(future.triu(1 + keys - queries), float("-inf")).softmax(-1)
 
 
 def _causal_average(scores: Tensor) -> Tensor:
-    seen = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    return scores.tril() / seen[:, None]
+    queries, keys = scores.shape[-2:]
+    seen = torch.arange(keys - queries, keys, device=scores.device, dtype=scores.dtype) + 1
+    return _causal(scores) / seen[:, None]
 
 
-class _ScoreMixer(Mixer):
+class ScoreMixer(Mixer):
     """Attention through a T x T pattern."""
 
-    def __init__(self, scale: float, normalise: Callable[[Tensor], Tensor]):
+    def __init__(self, scale: float | Tensor, normalise: Callable[[Tensor], Tensor]):
         super().__init__()
         self.scale, self.normalise = scale, normalise
         self.hook_attn_scores = HookPoint()
@@ -201,6 +238,15 @@ class _ScoreMixer(Mixer):
         scores = self.hook_attn_scores((q * self.scale) @ k.mT)
         pattern = self.hook_pattern(self.normalise(scores))
         return (pattern @ v).transpose(1, 2)
+
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
+        """One row of the pattern."""
+        q = q * self.scale
+        earlier = torch.einsum("cbhd,bthd->cbht", q, past[0])
+        scores = torch.cat([earlier, (q * own[0]).sum(-1, keepdim=True)], -1)
+        pattern = self.normalise(scores[..., None, :])[..., 0, :]
+        mixed = torch.einsum("cbht,bthd->cbhd", pattern[..., :-1], past[1])
+        return mixed + pattern[..., -1:] * own[1]
 
 
 class MesaMixer(Mixer):
@@ -227,6 +273,16 @@ class MesaMixer(Mixer):
             k.double(), v.double(), q.double(), self.log_ridge.exp(), method=Chunkwise(rounds=2)
         )
         return exact.to(v.dtype)
+
+    def last(self, q: Changed, past: Rows, own: Own) -> Float[Tensor, "changes batch heads d_v"]:
+        """One solution, in float64."""
+        k, v = _after(past, own)
+        keys, values = (part.double().transpose(1, 2) for part in (self.paired(k), v))
+        penalty = self.log_ridge.double().exp()[:, None, None] * torch.eye(k.shape[-1]).to(keys)
+        rhs = q.flatten(0, 1).double()[..., None]
+        dual = torch.linalg.solve(keys.mT @ keys + penalty, rhs)
+        mixed = ((keys @ dual).mT @ values)[..., 0, :]
+        return mixed.unflatten(0, q.shape[:2]).to(v.dtype)
 
     def paired(
         self, k: Float[Tensor, "batch time heads d_head"]
@@ -318,10 +374,26 @@ class Attention(nn.Module):
         v = self.hook_v(self._normalise("v", _project(x, self.W_V, self.b_V)))
         return self.hook_z(self.mixer(q, k, v))
 
-    def _place(self, x: Tensor) -> Tensor:
+    def last(
+        self, before: Float[Tensor, "batch time d_model"], x: Float[Tensor, "changes batch d_model"]
+    ) -> Float[Tensor, "changes batch d_model"]:
+        """The output at the token x after those of `before`; hooks are not passed."""
+        own = self._place(x.flatten(0, 1)[:, None], before.shape[1])[:, 0].unflatten(0, x.shape[:2])
+        q = self._normalise("q", _project(own, self.W_Q, self.b_Q))
+        keys, values = (
+            tuple(self._normalise(role, _project(rows, weight, bias)) for rows in both)
+            for role, both, weight, bias in (
+                ("k", (self._place(before), own), self.W_K, self.b_K),
+                ("v", (before, x), self.W_V, self.b_V),
+            )
+        )
+        mixed = self.mixer.last(q, (keys[0], values[0]), (keys[1], values[1]))
+        return shifted(mixed.flatten(2) @ self.W_O.flatten(0, 1), self.b_O)
+
+    def _place(self, x: Tensor, first: int = 0) -> Tensor:
         if not self.positions:
             return x
-        table = sinusoids(x.shape[1], self.positions).to(x)
+        table = sinusoids(first + x.shape[1], self.positions)[first:].to(x)
         return torch.cat([x, table.expand(x.shape[0], -1, -1)], -1)
 
     def _normalise(self, role: str, heads: Tensor) -> Tensor:

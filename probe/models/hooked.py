@@ -123,6 +123,25 @@ class HookedModel(nn.Module, ABC):
     ) -> Float[Tensor, "batch time d_out"]:
         """What the model says from the stream before block `layer`."""
 
+    def resume_last(
+        self,
+        before: Float[Tensor, "layers batch time d_model"],
+        last: Float[Tensor, "changes batch d_model"],
+        layer: int,
+    ) -> Float[Tensor, "changes batch d_out"]:
+        """What the model says at the last token once that token is changed before block `layer`.
+
+        No hooks are passed. A causal model need only follow the last token; this follows all.
+
+        Args:
+            before: The stream before each block at the tokens before the last.
+            last: The stream of the last token, before block `layer`.
+            layer: The block.
+        """
+        earlier = before[layer].expand(len(last), *before.shape[1:])
+        stream = torch.cat([earlier, last[:, :, None]], 2).flatten(0, 1)
+        return self.resume(stream, layer)[:, -1].unflatten(0, last.shape[:2])
+
     @abstractmethod
     def hooks(
         self, fwd_hooks: list[tuple[Any, Callable[..., Any]]] = ...

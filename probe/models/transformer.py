@@ -17,7 +17,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from probe.errors import InputError
-from probe.models.attention import Attention, build_bias, shifted
+from probe.models.attention import Attention, BidirectionalAttention, build_bias, shifted
 from probe.models.config import BlockConfig, ModelConfig
 from probe.models.hooked import Cache, Heads, HeadSites, ResidualSum, SequenceModel
 from probe.models.norm import LayerNorm, build_norm
@@ -71,6 +71,15 @@ class Block(nn.Module):
         x = self.hook_resid_post(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
+    def last(
+        self, before: Float[Tensor, "batch time d_model"], x: Float[Tensor, "changes batch d_model"]
+    ) -> Float[Tensor, "changes batch d_model"]:
+        """The stream after the block at the token after those of `before`; hooks are not passed."""
+        x = x + self.attn.last(self.ln1(before), self.ln1(x))
+        if self.mlp is not None:
+            x = x + self.mlp(self.ln2(x))
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
 
 class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc]
     """A transformer on continuous tokens."""
@@ -114,6 +123,20 @@ class SequenceTransformer(HookedRootModule, SequenceModel):  # type: ignore[misc
         for block in self.blocks[layer:]:
             stream = block(stream)
         return self.read_out(self.hook_resid_final(stream))
+
+    def resume_last(
+        self,
+        before: Float[Tensor, "layers batch time d_model"],
+        last: Float[Tensor, "changes batch d_model"],
+        layer: int,
+    ) -> Float[Tensor, "changes batch d_out"]:
+        """The changed token alone, beside the keys and values of the tokens before it."""
+        if any(isinstance(b.attention, BidirectionalAttention) for b in self.config.blocks):
+            return super().resume_last(before, last, layer)
+        for block, stream in zip(self.blocks[layer:], before[layer:], strict=True):
+            assert isinstance(block, Block)
+            last = block.last(stream, last)
+        return self.read_out(last)
 
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
         """The model's own prediction from any state of the stream, through the final norm."""

@@ -5,6 +5,7 @@ Golub and Van Loan, Matrix Computations, section 11.2.8.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -48,16 +49,26 @@ class Chebyshev:
 
     def fit_curve(self, spectral: Spectral) -> tuple[Fitted, ...]:
         """Two constants for each number of steps, from a grid."""
-        top = 2 / spectral.step_bound
-        highs = (HIGHS * top)[:, None].expand(-1, len(LOW_SHARES)).flatten()
-        lows = (HIGHS * top)[:, None].mul(LOW_SHARES).flatten()
-        return tuple(self._fit(spectral, steps, lows, highs) for steps in STEPS)
+        return tuple(self._fit(spectral, steps) for steps in STEPS)
 
-    def _fit(self, spectral: Spectral, steps: int, lows: Tensor, highs: Tensor) -> Fitted:
-        curves = shrinkage(spectral.mu, steps, lows[:, None], highs[:, None])
+    def _fit(self, spectral: Spectral, steps: int) -> Fitted:
+        knots = tuple(spectral.mu.tolist())
+        lows, highs, curves = _candidates(knots, spectral.step_bound, steps)
         best = int(spectral.errors.error(curves).nan_to_num(torch.inf).argmin())
         constants = {"steps": steps, "low": float(lows[best]), "high": float(highs[best])}
         return Fitted(self.name, constants, curves[best], degree=steps, free=2)
+
+
+@lru_cache(maxsize=32)
+def _candidates(
+    knots: tuple[float, ...], step_bound: float, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends and curve of every interval of the grid, which all fits on these knots share."""
+    top = 2 / step_bound
+    highs = (HIGHS * top)[:, None].expand(-1, len(LOW_SHARES)).flatten()
+    lows = (HIGHS * top)[:, None].mul(LOW_SHARES).flatten()
+    mu = torch.tensor(knots, dtype=torch.float64)
+    return lows, highs, shrinkage(mu, steps, lows[:, None], highs[:, None])
 
 
 NAMED = {"chebyshev": Chebyshev()}

@@ -36,11 +36,10 @@ class KernelSmoother:
         hidden = ~offered(problem)
         scores = problem.queries.float() @ problem.keys.float().mT
         averages = [
-            (beta * scores).masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()
-            @ problem.values.float()
+            (beta * scores).masked_fill_(hidden, -torch.inf).softmax(-1) @ problem.values.float()
             for beta in BETAS
         ]
-        return torch.stack(averages, -1).double()
+        return torch.stack(averages, -1).nan_to_num_().double()  # of no pair: NaN
 
     def fit_columns(self, errors: Quadratic) -> tuple[Fitted, ...]:
         """The bandwidth of least error, each with its best scale."""

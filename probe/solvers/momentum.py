@@ -5,6 +5,7 @@ gradient descent; the residual after two steps or more has complex roots where b
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -45,34 +46,41 @@ class Momentum:
 
     def _fit(self, spectral: Spectral, steps: int) -> Fitted:
         """The best point of a grid, then Gauss-Newton steps from there."""
-        shares = torch.linspace(0.02, 1.0, POINTS, dtype=torch.float64)
-        points = torch.cartesian_prod(shares * MOST_ETA * spectral.step_bound, shares * MOST_BETA)
-        best = _least(spectral, steps, points)
+        best = _least(spectral, *_grid(tuple(spectral.mu.tolist()), spectral.step_bound, steps))
         for _ in range(REFINEMENTS):
-            best = _least(spectral, steps, best + HALVINGS[:, None] * _step(spectral, steps, best))
+            points = best + HALVINGS[:, None] * _step(spectral, steps, best)
+            best = _least(spectral, points, _curves(spectral.mu, steps, points))
         eta, beta = best.tolist()
         curve = shrinkage(spectral.mu, steps, eta, beta)
         constants = {"steps": steps, "eta": eta, "beta": beta}
         return Fitted(self.name, constants, curve, degree=steps, free=2)
 
 
-def _curves(spectral: Spectral, steps: int, points: Tensor) -> Tensor:
-    return shrinkage(spectral.mu, steps, points[:, :1], points[:, 1:])
+@lru_cache(maxsize=32)
+def _grid(knots: tuple[float, ...], step_bound: float, steps: int) -> tuple[Tensor, Tensor]:
+    """The points where the search begins and their curves, which all fits on these knots share."""
+    shares = torch.linspace(0.02, 1.0, POINTS, dtype=torch.float64)
+    points = torch.cartesian_prod(shares * MOST_ETA * step_bound, shares * MOST_BETA)
+    return points, _curves(torch.tensor(knots, dtype=torch.float64), steps, points)
 
 
-def _least(spectral: Spectral, steps: int, points: Tensor) -> Tensor:
+def _curves(mu: Tensor, steps: int, points: Tensor) -> Tensor:
+    return shrinkage(mu, steps, points[:, :1], points[:, 1:])
+
+
+def _least(spectral: Spectral, points: Tensor, curves: Tensor) -> Tensor:
     """The point (eta, beta) of least error among those whose steps converge."""
     eta, beta = points.unbind(-1)
     # A rare eigenvalue past 2 (1 + beta) / eta must not decide the score of the test split.
     usable = (eta > 0) & (beta > 0) & (beta < 1) & (eta < (1 + beta) * spectral.step_bound)
-    errors = spectral.errors.error(_curves(spectral, steps, points)).nan_to_num(torch.inf)
+    errors = spectral.errors.error(curves).nan_to_num(torch.inf)
     return points[int(torch.where(usable, errors, torch.inf).argmin())]
 
 
 def _step(spectral: Spectral, steps: int, point: Tensor) -> Tensor:
     """Least squares on the curve's slopes, by differences, in both constants."""
     nudges = torch.diag(1e-5 * point)
-    here, *there = _curves(spectral, steps, torch.cat([point[None], point + nudges]))
+    here, *there = _curves(spectral.mu, steps, torch.cat([point[None], point + nudges]))
     slopes = (torch.stack(there) - here) / nudges.diagonal()[:, None]
     errors = spectral.errors
     pull = slopes @ (errors.cross - errors.gram @ here)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from transformer_lens.hook_points import HookPoint
 
 from probe.mesa_layer import Chunkwise, mesa_layer
-from probe.models.attention import MesaMixer, Mixer
+from probe.models.attention import MesaMixer, Mixer, ScoreMixer
 from probe.models.transformer import SequenceTransformer
 
 AT_ONCE = 32  # copies of a sequence in one pass
@@ -66,6 +66,7 @@ def _part(model: SequenceTransformer, tokens: Tensor, source: int) -> tuple[Tens
 
     sites = model.layer_sites()
     with forward_ad.dual_level(), model.hooks(fwd_hooks=[(site, keep) for site in sites]):
+        _make_scales_dual(model)
         copies = forward_ad.make_dual(tokens.repeat(width, 1, 1), change.flatten(0, 1))
         output = _tangent(model(copies))[:, source:]
 
@@ -79,6 +80,14 @@ def _part(model: SequenceTransformer, tokens: Tensor, source: int) -> tuple[Tens
 def _tangent(dual: Tensor) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(dual)
     return torch.zeros_like(primal) if tangent is None else tangent
+
+
+def _make_scales_dual(model: SequenceTransformer) -> None:
+    """Scales of scores as duals of tangent 0: torch loads its compiler for plain constants."""
+    for module in model.modules():
+        if isinstance(module, ScoreMixer):
+            scale = torch.tensor(float(module.scale), dtype=torch.float64)
+            module.scale = forward_ad.make_dual(scale, torch.zeros_like(scale))
 
 
 def differentiable(model: SequenceTransformer) -> SequenceTransformer:
