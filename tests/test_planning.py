@@ -1,25 +1,25 @@
-"""What a run will take: bytes are exact where shapes decide them; the rest is tried."""
+"""What a run will take: sums are counted as they are; time and memory are tried on little."""
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 
 import pytest
+import torch
 
-from probe.capture import capture
+from probe.analysis import Bench
 from probe.errors import InputError
+from probe.findings import Finding
+from probe.memory import free_bytes, held_bytes, peak_bytes, restart_peak
+from probe.pilot import scout
 from probe.pipeline import Request
-from probe.planning import (
-    PER_FINDING,
-    REPORT,
-    Cost,
-    Estimate,
-    capture_bytes,
-    estimate,
-    peak_bytes,
-    problem_bytes,
-)
-from probe.sweep import PILOT, SHARD, Context, Plan
+from probe.planning import Cost, Estimate, estimate
+from probe.sweep import FIT, FOLDS, TEST, Plan, Sweep
 from probe.tasks.base import find_task
+from probe.trial import LARGE, SMALL, Pace, Step, Tried, try_job
+
+MIB = 2**20
 
 
 @pytest.fixture
@@ -34,49 +34,108 @@ def plan(subject):
     return Plan(find_task(subject.task), 4096, 0)
 
 
-def test_captures_are_counted_as_they_are(subject, plan):
-    model = subject.model
-    seen = capture(model, plan.draw(PILOT, 0, SHARD).tokens, SHARD)
-    parts = (seen.output, seen.layers, seen.updates, seen.readouts)
-    assert capture_bytes(model, plan) == sum(part.nbytes for part in parts)
-
-
 def test_the_peak_is_that_of_the_process():
     status = Path("/proc/self/status").read_text()
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
     assert peak_bytes() == pytest.approx(int(peak) * 1024, rel=0.01)
+    assert held_bytes() <= peak_bytes() and free_bytes() > 0
 
 
-def test_problems_hold_moments_and_eigenvectors(plan):
-    sequences = plan.draw(PILOT, 0, 4)
-    context = Context(sequences, plan.task.problem(sequences))
-    moments = sum(part.double().nbytes for part in vars(context.moments).values())
-    vectors = context.spectrum.mu[..., None].expand(-1, -1, -1, context.spectrum.mu.shape[-1])
-    per_sequence = (moments + vectors.numel() * 8) / 4
-    assert problem_bytes(plan) == pytest.approx(2 * SHARD * per_sequence, rel=0.1)
+def test_the_peak_begins_anew():
+    restart_peak()
+    before = peak_bytes()
+    block = torch.ones(50 * MIB, dtype=torch.uint8)
+    assert peak_bytes() - before == pytest.approx(block.nbytes, rel=0.2)
+    del block
+    restart_peak()
+    assert peak_bytes() - before < 20 * MIB
 
 
-def test_sums_leave_out_what_does_not_apply():
-    whole = Estimate((Cost("a", memory=3), Cost("b", seconds=0.5, disk=7), Cost("c")))
+def test_memory_is_the_most_of_any_step_and_time_the_sum():
+    whole = Estimate((Cost("a", memory=3), Cost("b", 2, seconds=0.5, disk=7), Cost("c")), 1.0)
     assert (whole.memory, whole.seconds, whole.disk) == (3, 0.5, 7)
     columns, rows = whole.table()
-    assert len(rows) == 4 and {len(row) for row in rows} == {len(columns)}
+    assert len(rows) == 5 and {len(row) for row in rows} == {len(columns)}
+    assert rows[-1][2] == "1.0"  # of the trial, which is no part of the run
 
 
-def test_more_sequences_take_more_time_and_no_more_memory(subject, plan):
-    few, many = (
-        estimate(Request(subject, Plan(plan.task, count, 0), only=("behaviour",)))
-        for count in (1024, 65536)
-    )
-    shards = [[cost.memory for cost in found.costs[1:]] for found in (few, many)]
-    assert shards[0] == shards[1] and few.disk == REPORT + PER_FINDING
-    assert few.costs[0].memory <= many.costs[0].memory < 1.2 * few.costs[0].memory
-    assert many.seconds > few.seconds > 0
+def test_a_longer_shard_holds_more_along_a_line():
+    pace = Pace(Step(1.0, 100), Step(2.0, 164))
+    assert pace.step(SMALL) == Step(1.0, 100) and pace.step(LARGE) == Step(2.0, 164)
+    assert pace.step(256).memory == 100 + (256 - SMALL)
+    assert pace.step(2 * LARGE).seconds == 4.0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_trial_gives_every_worker_every_length_and_every_fold_a_shard(plan, workers):
+    tried = Tried(**vars(replace(plan, workers=workers)))
+    counts = [count for _, count in tried.shards(FIT)]
+    assert counts.count(LARGE) == counts.count(SMALL) == workers and len(counts) >= FOLDS
+    assert tried.shards(FIT) == tried.shards(TEST) and len(counts) % workers == 0
+    assert sum(counts) < 4096 / 2 if workers < 3 else True
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A job of 40 parts, which tells of each of them or of none."""
+
+    tells: bool
+    name: str = "slow"
+    question: str = "Is it slow?"
+    place: int = 1
+    thorough: bool = False
+
+    def run(self, bench: Bench) -> Finding:
+        """Only waits."""
+        for part in range(40):
+            sleep(0.005)
+            if self.tells:
+                bench.progress(part + 1, 40)
+        return Finding(self.name, self.question, "inconclusive", "", {}, {}, "")
+
+
+def test_a_job_is_stopped_and_its_time_told_from_its_first_parts(subject, plan):
+    setting = scout(plan, subject.model.layers)
+    heard = []
+
+    def bench(tell):
+        def hear(done, total):
+            heard.append(done)
+            tell(done, total)
+
+        return Bench(subject, plan, setting, {}, hear)
+
+    told = try_job(Slow(tells=True), bench)
+    assert heard == [1, 2] and 0.15 < told.seconds < 1.0
+    silent = try_job(Slow(tells=False), bench)
+    assert heard == [1, 2] and 0.15 < silent.seconds < 1.0
+
+
+def test_the_sums_of_a_run_are_counted_to_the_byte(subject, plan, monkeypatch):
+    small = Request(subject, replace(plan, sequences=256), only=("behaviour", "linear_probing"))
+    seen = []
+    reduce = Sweep._reduce
+
+    def counted(self, *given):
+        totals = reduce(self, *given)
+        seen.append(sum(part.nbytes for sums in totals.values() for part in sums.values()))
+        return totals
+
+    monkeypatch.setattr(Sweep, "_reduce", counted)
+    costs = {cost.name: cost for cost in estimate(small).costs}
+    assert costs["sums that are kept until the run is done"].disk == sum(seen) > MIB
+    more = estimate(replace(small, plan=replace(plan, sequences=65536)))
+    assert sum(seen[: len(seen) // 2]) == sum(seen[len(seen) // 2 :])
+    assert more.seconds > 10 * costs["test on 128 sequences"].seconds
 
 
 def test_the_command_prints_and_writes_nothing(command, tiny, subject, tmp_path):
-    said = command("analyze", tiny, "--plan", "--only", "behaviour", "--out", tmp_path / "none")
+    said = command(
+        "analyze", tiny, "--plan", "--only", "behaviour,head_atlas", "--out", tmp_path / "none"
+    )
     assert said.code == 0 and "memory, MiB" in said.out and "in all" in said.out
+    (row,) = (line for line in said.out.splitlines() if "head_atlas" in line)
+    assert float(row.split("│")[3]) > 0
     assert not (tmp_path / "none").exists()
     with pytest.raises(InputError, match="unknown analysis"):
         estimate(Request(subject, Plan(find_task(subject.task), 256, 0), only=("nothing",)))
