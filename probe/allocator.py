@@ -22,7 +22,12 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives freed memory back to the system, so that what is held is what is in use."""
+    """Gives freed memory back to the system, so that what is held is what is in use.
+
+    No effect on other systems.
+    """
+    if not sys.platform.startswith("linux"):
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -136,7 +136,7 @@ def _of_request(asked: Request) -> Bytes:
         swept += models + plan.workers * passing
     return Bytes(
         memory=max(_audited(shapes), swept),
-        disk=sums + report_bytes(chosen),
+        disk=2 * sums + report_bytes(chosen),  # the sums of both splits are kept on the way
         device=0 if on_cpu else models + plan.workers * passing,
     )
 
