@@ -88,6 +88,7 @@ def analyze(
     """
     from probe.checkpoints.base import load
     from probe.language import Survey, survey
+    from probe.limits import refuse
     from probe.models.hooked import LanguageModel
     from probe.pipeline import Request
     from probe.pipeline import analyze as run
@@ -108,12 +109,13 @@ def analyze(
             raise InputError("--text and --length are for language models without --task")
         subject, task = with_task(subject, task_name)
         count = SEQUENCES if sequences is None else sequences
-        plan = Plan(task, count, seed, batch_size, workers, choose_device(device))
+        plan = Plan(task, count, seed, batch_size, workers, choose_device(device, subject.model))
         names = tuple(name for name in only.split(",") if name)
         asked = Request(subject, plan, names, thorough, protocol != "held-out", discriminate)
     if plan_only:
         print_table(f"{subject.name}: what a run will take", *estimate(asked).table())
         return
+    refuse(asked, folder)
     with reporting(f"analysing {subject.name}") as progress:
         report = survey(asked, progress) if isinstance(asked, Survey) else run(asked, progress)
     page = write_report(report, folder)
