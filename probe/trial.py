@@ -7,7 +7,7 @@ of a small share of their work.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate, pairwise
 
 from probe.analysis import Asked, Bench, Job, Setting
@@ -75,6 +75,11 @@ class Trial:
 class Tried(Plan):
     """A plan with shards of the trial in place of its own: each length once for each worker."""
 
+    @classmethod
+    def of(cls, plan: Plan) -> "Tried":
+        """The same plan, tried."""
+        return cls(**{one.name: getattr(plan, one.name) for one in fields(plan)})
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Of the groups; enough of them to fill all folds."""
@@ -104,7 +109,7 @@ class Watch:
 
 def try_sweep(subject: Subject, plan: Plan, setting: Setting, asked: Asked) -> Trial:
     """Sweeps few sequences and learns once, as a whole run does."""
-    tried = Tried(**vars(plan))
+    tried = Tried.of(plan)
     shards, groups = len(tried.shards(FIT)), len(tried.lengths)
     watch, steps, told = Watch(), [], 0
 

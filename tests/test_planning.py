@@ -68,7 +68,7 @@ def test_a_longer_shard_holds_more_along_a_line():
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_a_trial_gives_every_worker_every_length_and_every_fold_a_shard(plan, workers):
-    tried = Tried(**vars(replace(plan, workers=workers)))
+    tried = Tried.of(replace(plan, workers=workers))
     counts = [count for _, count in tried.shards(FIT)]
     assert counts.count(LARGE) == counts.count(SMALL) == workers and len(counts) >= FOLDS
     assert tried.shards(FIT) == tried.shards(TEST) and len(counts) % workers == 0
