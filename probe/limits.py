@@ -69,7 +69,7 @@ def refuse(asked: Request | Survey, folder: Path) -> None:
     for options, smaller in _smaller(asked):
         need = needed(smaller)
         if room_for(smaller, folder).lacks(need) is None:
-            advice = f"{options} would need {_told(need.memory)}"
+            advice = f"{options} would need {_told(need.memory)} and {_told(need.disk)} of disk"
             break
     else:
         advice = "no smaller batches, fewer workers or analyses would fit"
