@@ -19,3 +19,15 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_ARENA_MAX, 1)
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, so that what is held is what is in use.
+
+    No effect on other systems.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

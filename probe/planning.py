@@ -1,28 +1,41 @@
-"""What a run will take: memory and time from shapes and a trial, disk from what reports weigh."""
+"""What a run will take: memory and time from a short trial of its steps, disk from shapes."""
 
-import resource
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from probe.analysis import Asked, choose_analyses
-from probe.capture import capture
+import torch
+
+from probe.analysis import Bench, Setting, choose_analyses
+from probe.atlas import work_of
+from probe.audit import audit
+from probe.capture import Capture, capture
 from probe.checkpoints.base import Subject
+from probe.footprint import FLOAT, PER_FINDING, REPORT, report_bytes
 from probe.language import LEAST as LEAST_WINDOWS
 from probe.language import Survey, survey
-from probe.models.hooked import HookedModel
 from probe.pilot import scout
-from probe.pipeline import Request, check_fit
-from probe.plan import PILOT, SHARD, Plan
-from probe.sweeps import least_plan, swept
+from probe.pipeline import AUDITED, Request, check_fit
+from probe.plan import FIT, PILOT, TEST, Plan, Shard
+from probe.stages import Batch, Context, Results
+from probe.tasks.base import asked_tokens
 from probe.threads import one_thread
+from probe.trial import Pace, Step, Trial, Watch, try_job, try_sweep
+from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
-REPORT, PER_FINDING = 2**18, 2**17  # bytes of a report and of each finding, by those in the gallery
-FLOAT = 8  # bytes of the numbers in which problems are solved
+FEW = 2  # sequences from which shapes are read
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One line of an estimate; what does not apply is None."""
+    """One line of an estimate; what does not apply is None.
+
+    Attributes:
+        name: A step of the run.
+        memory: The most bytes that the process holds meanwhile.
+        seconds: Wall time.
+        disk: Bytes that are written.
+    """
 
     name: str
     memory: int | None = None
@@ -32,38 +45,40 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All lines, and their sums."""
+    """The steps of a run, one after another, and how long the trial took that tells of them."""
 
     costs: tuple[Cost, ...]
+    trial: float = 0.0
 
     @property
     def memory(self) -> int:
-        """Bytes at the same time: what the trial took, and shards as large as they will be."""
-        return sum(cost.memory or 0 for cost in self.costs)
+        """The most bytes that the process holds in any step."""
+        return max((cost.memory or 0 for cost in self.costs), default=0)
 
     @property
     def seconds(self) -> float:
-        """Wall time of what was tried."""
+        """Wall time of all steps."""
         return sum(cost.seconds or 0.0 for cost in self.costs)
 
     @property
     def disk(self) -> int:
-        """Bytes of the report."""
+        """Bytes of the report, and of what is kept on the way to it."""
         return sum(cost.disk or 0 for cost in self.costs)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Columns and rows to be printed; the sums come last."""
+        """Columns and rows to be printed; the whole comes last, then the trial itself."""
         whole = Cost("in all", self.memory, self.seconds, self.disk)
-        rows = [
+        tried = Cost("this trial, which is over", seconds=self.trial)
+        rows: list[tuple[str, ...]] = [
             (
                 cost.name,
-                "" if cost.memory is None else f"{cost.memory / 2**20:,.1f}",
+                "" if cost.memory is None else f"{cost.memory / 2**20:,.0f}",
                 "" if cost.seconds is None else f"{cost.seconds:,.1f}",
                 "" if cost.disk is None else f"{cost.disk / 2**20:,.1f}",
             )
-            for cost in (*self.costs, whole)
+            for cost in (*self.costs, whole, tried)
         ]
-        return ("", "memory, MiB", "time, s", "disk, MiB"), list(rows)
+        return ("", "memory, MiB", "time, s", "disk, MiB"), rows
 
 
 def estimate(asked: Survey | Request) -> Estimate:
@@ -72,75 +87,125 @@ def estimate(asked: Survey | Request) -> Estimate:
     Raises:
         InputError: The run would be refused.
     """
-    if isinstance(asked, Survey):
-        return estimate_survey(asked)
-    subject, plan = asked.subject, asked.plan
-    check_fit(subject, plan)
-    with one_thread():
-        chosen = choose_analyses(subject, plan.task, asked.only, asked.thorough)
-        return estimate_analysis(subject, plan, chosen)
-
-
-def peak_bytes() -> int:
-    """The most that this process has held so far; Linux tells it in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def capture_bytes(model: HookedModel, plan: Plan) -> int:
-    """Bytes of what `capture` keeps of one shard of a task's tokens: counted on two sequences."""
-    seen = capture(model, plan.draw(PILOT, 0, 2).tokens, plan.batch_size)
-    parts = (seen.output, seen.layers, seen.updates, seen.readouts)
-    return sum(part.numel() * part.element_size() for part in parts) // 2 * SHARD
-
-
-def problem_bytes(plan: Plan) -> int:
-    """Bytes of one shard's prefix moments and eigenvectors, and as many for foreign pairs."""
-    problem = plan.task.problem(plan.draw(PILOT, 0, 2))
-    time_, d, d_v = problem.keys.shape[1], problem.keys.shape[2], problem.values.shape[2]
-    return 2 * SHARD * time_ * (2 * d * d + d * d_v) * FLOAT
-
-
-def estimate_analysis(subject: Subject, plan: Plan, asked: Asked) -> Estimate:
-    """The cost of `analyze` on a task; jobs that follow the sweep are named, and not timed."""
-    model, workers = subject.model, plan.workers
-    fixed, each = _trial(subject, plan, asked)
-    findings = len(asked.analyses) + len(asked.jobs)
-    jobs = ", ".join(job.name for job in asked.jobs) or "none"
-    return Estimate(
-        (
-            Cost("the process with its models and fits, in a trial", memory=peak_bytes()),
-            Cost("captures of a shard", memory=2 * workers * capture_bytes(model, plan)),
-            Cost("problems of a shard", memory=workers * problem_bytes(plan)),
-            Cost("fits, whatever the number of sequences", seconds=fixed),
-            Cost(f"{plan.sequences:,} sequences", seconds=each * plan.sequences),
-            Cost(f"jobs after the sweep, not tried: {jobs}"),
-            Cost("the report", disk=REPORT + findings * PER_FINDING),
-        )
-    )
-
-
-def _trial(subject: Subject, plan: Plan, asked: Asked) -> tuple[float, float]:
-    """Seconds of the fits, and of each sequence: two sweeps of few sequences, without jobs."""
-    few = least_plan(plan)
-    setting = scout(few, subject.model.layers)
-    seconds = []
-    for trial in (few, least_plan(plan, 2)):
-        started = time.perf_counter()
-        swept(subject, trial, setting, asked)
-        seconds.append(time.perf_counter() - started)
-    each = max(seconds[1] - seconds[0], 0.0) / few.sequences
-    return max(seconds[0] - each * few.sequences, 0.0), each
-
-
-def estimate_survey(asked: Survey) -> Estimate:
-    """The cost of reading a language model: a survey of the fewest windows, scaled to all."""
     started = time.perf_counter()
-    survey(Survey(asked.subject, asked.reading, LEAST_WINDOWS, asked.seed))
-    each = (time.perf_counter() - started) / LEAST_WINDOWS
-    return Estimate(
-        (
-            Cost("the process with its models, in a trial", memory=peak_bytes()),
-            Cost(f"{asked.sequences:,} windows", seconds=each * asked.sequences),
-            Cost("the report", disk=REPORT + PER_FINDING),
-        )
+    with one_thread():
+        costs = survey_costs(asked) if isinstance(asked, Survey) else analysis_costs(asked)
+        return Estimate(tuple(costs), time.perf_counter() - started)
+
+
+def analysis_costs(request: Request) -> Iterator[Cost]:
+    """The steps of `analyze` on a task, each in a trial of its own, scaled to the run."""
+    subject, plan = request.subject, request.plan
+    loading = time.process_time()
+    watch = Watch()
+    check_fit(subject, plan)
+    checks = audit(subject.model, plan.draw(PILOT, 0, AUDITED).tokens, subject.original)
+    asked = choose_analyses(subject, plan.task, request.only, request.thorough, checks)
+    setting = scout(plan, subject.model.layers)
+    ready = watch.mark()
+    yield Cost("loading, audit and pilot", ready.memory, loading + ready.seconds)
+    trial = try_sweep(subject, plan, setting, asked)
+    yield from sweep_costs(plan, trial)
+    watch = Watch()
+    for analysis in asked.analyses:
+        analysis.conclude(setting, trial.results)
+    concluded = watch.mark()
+    yield Cost("conclusions", concluded.memory, concluded.seconds)
+    for job in asked.jobs:
+        yield _cost(job.name, try_job(job, _bench(subject, plan, setting, trial.results)))
+    more = {"the published protocol": request.published, "--discriminate": request.discriminate}
+    for name in (name for name, wanted in more.items() if wanted):
+        yield Cost(f"{name}, which is not tried")
+    journal = journal_bytes(subject, plan, setting, trial.results)
+    yield Cost("sums that are kept until the run is done", disk=journal)
+    yield Cost("the report", disk=report_bytes(asked))
+
+
+def sweep_costs(plan: Plan, trial: Trial) -> Iterator[Cost]:
+    """The steps of the sweep, from groups of shards of which each worker takes one."""
+    yield _cost("the first shards", trial.first)
+    for name, split, pace in (("fit", FIT, trial.fit), ("test", TEST, trial.test)):
+        if split == TEST:
+            yield _cost("fits", trial.learning)
+        yield _split_cost(f"{name} on {{count:,}} sequences", plan.shards(split), plan, pace)
+    if trial.nudged:
+        yield Cost("a turned teacher", seconds=trial.nudged * max(plan.sequences // 4, 256))
+
+
+def _split_cost(name: str, shards: tuple[Shard, ...], plan: Plan, pace: Pace) -> Cost:
+    lengths = [shard.size for shard in shards]
+    group = pace.step(max(lengths))
+    groups = -(-len(shards) // plan.workers)
+    return Cost(name.format(count=sum(lengths)), group.memory, group.seconds * groups)
+
+
+def _cost(name: str, step: Step) -> Cost:
+    return Cost(name, step.memory, step.seconds)
+
+
+def _bench(
+    subject: Subject, plan: Plan, setting: Setting, results: Results
+) -> Callable[[Callable[[int, int], None]], Bench]:
+    return lambda progress: Bench(subject, plan, setting, results, progress)
+
+
+def journal_bytes(subject: Subject, plan: Plan, setting: Setting, results: Results) -> int:
+    """Bytes of the sums of both splits: they have fixed shapes, whatever the run's length.
+
+    Those of the test split stand in the results of any sweep. Those of the fit split are read off
+    what the stages make of a few sequences.
+    """
+    tested = sum(part.nbytes for found in results.values() for part in found.sums.values())
+    return tested + fit_bytes(subject, plan, setting, results)
+
+
+@torch.no_grad()
+def fit_bytes(subject: Subject, plan: Plan, setting: Setting, results: Results) -> int:
+    """Bytes of the fit sums of all stages of a sweep, in all of their folds."""
+    batches = few_batches(subject, plan, setting)
+    return sum(
+        stage.folds * part.numel() * FLOAT
+        for stage, view in results
+        if stage.folds
+        for part in stage.fit(batches[view]).values()
     )
+
+
+def few_batches(subject: Subject, plan: Plan, setting: Setting) -> Mapping[str, Batch]:
+    """A few sequences as each view shows them."""
+    sequences = plan.draw(PILOT, 0, FEW)
+    context = Context(sequences, plan.task.problem(sequences))
+    models = {SUBJECT: subject.model, TWIN: permuted_twin(subject.model, plan.seed)}
+    captures: dict[str, Capture] = {
+        name: capture(model, sequences.tokens, plan.batch_size).at(asked_tokens(plan.task))
+        for name, model in models.items()
+    }
+    views = all_views(setting.ridge)
+    return {
+        name: Batch(*view(context, captures), torch.arange(FEW)) for name, view in views.items()
+    }
+
+
+def survey_costs(asked: Survey) -> Iterator[Cost]:
+    """The steps of reading a language model: the fewest windows are read, and told of all.
+
+    The audit and the ablation of heads cost the same for any number of windows.
+    """
+    loading, watch = time.process_time(), Watch()
+    marks: list[tuple[float, int]] = []
+    survey(
+        replace(asked, sequences=LEAST_WINDOWS),
+        lambda done, total: marks.append((time.perf_counter(), done)),
+    )
+    step, read = watch.mark(), work_of(LEAST_WINDOWS)
+    yield Cost("loading", seconds=loading)
+    reading = [mark for mark in marks if mark[1] <= read]
+    each = 0.0
+    if reading:
+        (begun, first), (ended, last) = reading[0], reading[-1]
+        each = (ended - begun) / (last - first)
+    rest = step.seconds - each * read
+    yield Cost("audit, and heads that are silenced", step.memory, max(rest, 0.0))
+    windows = f"{asked.sequences:,} windows"
+    yield Cost(windows, step.memory, each * work_of(asked.sequences))
+    yield Cost("the report", disk=REPORT + PER_FINDING)

@@ -64,17 +64,23 @@ def _plain(title: str) -> Callable[[int, int, float | None], None]:
 
 @dataclass
 class Phases:
-    """One count of progress over several runs, each of which counts for itself."""
+    """One count of progress over several runs, each of which counts for itself.
+
+    Attributes:
+        tell: Told of (done, in all).
+        phases: How many there are; a run that takes longer than others counts for several.
+        done: How many have begun.
+    """
 
     tell: Callable[[int, int], None]
     phases: int
     done: int = field(default=0)
 
-    def next(self) -> Callable[[int, int], None]:
+    def next(self, phases: int = 1) -> Callable[[int, int], None]:
         """Progress of the next run."""
-        before, self.done = self.done, self.done + 1
+        before, self.done = self.done, self.done + phases
         return lambda done, total: self.tell(
-            before * PHASE + PHASE * done // total, self.phases * PHASE
+            before * PHASE + phases * PHASE * done // total, self.phases * PHASE
         )
 
 

@@ -38,6 +38,7 @@ POSITIONS = 8  # of each sequence, at most
 EARLY = 4  # the first quarter of the positions is left out
 CONTROLLED = 4  # controls are read on a quarter of the sequences, but on 2 shards at least
 ABLATED = 8  # sequences on which heads are ablated
+WORK = 3  # of a shard with controls, where one without is 1
 NUMBERS = 2**23  # of the pairs' products that are held at once
 LEAST_SEQUENCES, LEAST_TIME = 64, 8
 WEIGHTY = 0.01  # causal weight from which on a head matters
@@ -99,6 +100,17 @@ class Atlas:
         return sum("misread" in head.planted.values() for head in self.heads)
 
 
+def work_of(sequences: int) -> int:
+    """How much there is to do on so many sequences, as progress counts it, without ablations."""
+    shards = sequences // (2 * SHARD)
+    return 2 * (shards + (WORK - 1) * min(shards, _controlled(shards)))
+
+
+def _controlled(shards: int) -> int:
+    """Shards of a split on which controls are read."""
+    return max(2, shards // CONTROLLED)
+
+
 def positions_of(time: int) -> Int[Tensor, " at"]:
     """The positions that are read: evenly over all but the first quarter.
 
@@ -136,14 +148,17 @@ def read_atlas(
     if sequences < LEAST_SEQUENCES:
         raise InputError(f"the head atlas needs {LEAST_SEQUENCES} sequences, not {sequences}")
     shards = sequences // (2 * SHARD)
-    total = 2 * shards + len(layers)
+    total = work_of(sequences) + len(layers)
+    done = 0
     reader = _Reader(model, layers, seed)
     for index in range(2 * shards):
         split, shard = (FIT, index) if index < shards else (TEST, index - shards)
         tokens = draw(index * SHARD, SHARD)
-        reader.read(split, shard, tokens, controlled=shard < max(2, shards // CONTROLLED))
-        progress(index + 1, total)
-    steps = iter(range(2 * shards + 1, total + 1))
+        controlled = shard < _controlled(shards)
+        reader.read(split, shard, tokens, controlled)
+        done += WORK if controlled else 1
+        progress(done, total)
+    steps = iter(range(done + 1, total + 1))
     weights = causal_weights(
         model,
         draw(shards * SHARD, min(ABLATED, shards * SHARD)),

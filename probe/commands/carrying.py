@@ -156,6 +156,7 @@ def carry_out(asked: "Request | Survey", folder: Path, way: Way, fresh: bool = F
         Waiting: This part is done, and others are not.
     """
     from probe.journal import journal_in
+    from probe.limits import refuse
     from probe.report.results import results_dict
     from probe.report.write import write_report
     from probe.run_key import digest, key_of
@@ -165,6 +166,7 @@ def carry_out(asked: "Request | Survey", folder: Path, way: Way, fresh: bool = F
     if not fresh and (found := _finished(folder, digest(key))):
         said = f"Finished before; --fresh starts over. {_answer(found)}"
         return Outcome(name, said, folder / PAGE, found)
+    refuse(asked, folder)
     with journal_in(folder, key, fresh) as journal:
         report = _report(asked, folder, way, journal)
         report = replace(report, run={**report.run, "key": digest(key)})

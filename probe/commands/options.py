@@ -9,6 +9,7 @@ from probe.errors import InputError
 
 if TYPE_CHECKING:
     from probe.checkpoints.base import Subject
+    from probe.models.hooked import HookedModel
     from probe.tasks.base import Task
 
 checkpoint_argument = click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -40,10 +41,10 @@ workers_option = click.option(
 
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     show_default=True,
-    help="Where the model runs; auto takes CUDA where there is one.",
+    help="Where the model runs; auto takes CUDA where there is one, and never MPS.",
 )
 
 
@@ -85,11 +86,8 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def choose_device(asked: str) -> str:
-    """The device asked for, where there is one."""
-    import torch
+def choose_device(asked: str, model: "HookedModel | None" = None) -> str:
+    """The device asked for, where there is one that can be trusted."""
+    from probe.devices import choose
 
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise InputError("--device cuda: there is no CUDA device")
-    return "cuda" if there and asked != "cpu" else "cpu"
+    return choose(asked, model)

@@ -64,7 +64,7 @@ class Wanted:
             raise InputError("--text and --length are for language models without --task")
         subject, task = with_task(subject, self.task_name)
         count = SEQUENCES if self.sequences is None else self.sequences
-        device = choose_device(self.device)
+        device = choose_device(self.device, subject.model)
         plan = Plan(task, count, self.seed, self.batch_size, self.workers, device)
         names = tuple(name for name in self.only.split(",") if name)
         published = self.protocol != "held-out"

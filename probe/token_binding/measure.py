@@ -10,6 +10,7 @@ from torch import Tensor
 from probe.capture import Capture, capture
 from probe.models.transformer import SequenceTransformer
 from probe.plan import Plan
+from probe.progress import Phases
 from probe.sampling import generator_for
 from probe.stages import Context
 from probe.statistics import BLOCKS, Interval, bootstrap_interval
@@ -22,6 +23,7 @@ from probe.views import ANOTHER, SUBJECT, TWIN, permuted_twin, seen_as
 
 SEQUENCES = 1024  # to decode; each gives many positions
 NUMBERS, FEWEST, MOST = 12_000, 16, 32  # of tokens, and sequences, whose derivatives are taken
+PHASES = 4  # what is decoded, and three sets of derivatives
 STREAM = 7  # of random numbers, beside the splits
 
 Progress = Callable[[int, int], None]
@@ -68,12 +70,19 @@ def measure(model: SequenceTransformer, plan: Plan, progress: Progress) -> Measu
     tokens = plan.task.sample(count, generator_for(plan.seed, STREAM)).tokens
     both = {SUBJECT: model, TWIN: twin}
     late = window.stop - window.lags
+    phases = Phases(progress, PHASES)
+
+    def derive(seen: SequenceTransformer, position: int) -> Sensitivity:
+        derived = sensitivity(seen, tokens, position, window.lags)
+        phases.next()(1, 1)
+        return derived
+
     return Measures(
         window,
-        _decode(both, plan, window, progress),
+        _decode(both, plan, window, phases.next()),
         {view: contributions(seen, tokens, window) for view, seen in both.items()},
-        {view: sensitivity(seen, tokens, late, window.lags) for view, seen in both.items()},
-        sensitivity(model, tokens, late // 2, window.lags),
+        {view: derive(seen, late) for view, seen in both.items()},
+        derive(model, late // 2),
         both,
         tokens,
     )

@@ -12,6 +12,7 @@ from probe.closeness import Closeness, compare
 from probe.models.attention import LinearAttention
 from probe.models.transformer import SequenceTransformer
 from probe.plan import PILOT, Plan
+from probe.progress import Phases
 from probe.statistics import Interval
 from probe.sweep import Sweep
 from probe.views import SUBJECT, permuted_twin, seen_as
@@ -26,6 +27,7 @@ from probe.weights.terms import Scores, TermStage, coefficients, members
 
 Progress = Callable[[int, int], None]
 PILOT_SEQUENCES = 8
+PHASES = 12  # of which the first comparison is one
 COMPRESSED, STEP = "compressed", "gradient step"
 
 
@@ -194,7 +196,8 @@ def study(model: SequenceTransformer, plan: Plan, progress: Progress) -> Study:
     models = {SUBJECT: model, COMPRESSED: with_scalars(model, basis, read)}
     if len(read) == 1:
         models[STEP] = with_scalars(model, basis, [only_step(read[0], roles)])
-    beside = compare(models, plan, progress)
+    phases = Phases(progress, PHASES)
+    beside = compare(models, plan, phases.next())
     twin = twin_of(model, plan.seed)
     twins = {SUBJECT: twin, COMPRESSED: compress(twin, slots)}
     start, end = products(model, basis), [one.products(basis.width) for one in read]
@@ -202,15 +205,17 @@ def study(model: SequenceTransformer, plan: Plan, progress: Progress) -> Study:
         basis=basis,
         roles=roles,
         heads=head_products(model, basis),
-        equations=update_equations(model, basis, plan),
+        equations=update_equations(model, basis, plan, phases.next(5)),
         counts=counts(model, basis),
         compressed=beside[COMPRESSED],
         step=beside.get(STEP),
-        twin=compare(twins, plan)[COMPRESSED],
+        twin=compare(twins, plan, phases.next())[COMPRESSED],
         twin_heads=head_products(twin, basis),
         loss=beside[SUBJECT].loss,
-        path=along(model, basis, (balanced(start), matched(start, end)), plan),
-        misplaced=along(model, basis, (balanced(start), misplaced(start, end)), plan),
+        path=along(model, basis, (balanced(start), matched(start, end)), plan, phases.next(2)),
+        misplaced=along(
+            model, basis, (balanced(start), misplaced(start, end)), plan, phases.next(3)
+        ),
     )
 
 
