@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.ticker import NullFormatter
 
 HISTORY = Path(__file__).with_name("history.json")
 WIDTH, LABEL = 12.0, 64  # inches; characters of a line of a label
@@ -69,12 +70,19 @@ def _panel(axis: Axes, module: str, lines: Lines) -> None:
     axis.set_yscale("log")
     axis.set_title(module, loc="left", fontsize=10)
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(_between(axis))
     locator = AutoDateLocator(minticks=2, maxticks=5)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axis.grid(axis="y", color="0.92")
     axis.tick_params(labelsize=8)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, frameon=False)
+
+
+def _between(axis: Axes) -> str | NullFormatter:
+    """Labels between powers of ten only where there are few of these."""
+    low, high = axis.get_ylim()
+    return "{x:g}" if high / low < 20 else NullFormatter()
 
 
 def main() -> None:

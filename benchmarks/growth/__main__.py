@@ -23,7 +23,10 @@ def main() -> None:
         return
     from benchmarks.growth.measure import measure
 
-    asked.file.write_text(json.dumps(measure(asked.budget_minutes), indent=1) + "\n")
+    measure(
+        asked.budget_minutes,
+        lambda measured: asked.file.write_text(json.dumps(measured, indent=1) + "\n"),
+    )
     print(asked.file)
 
 

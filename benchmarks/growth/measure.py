@@ -1,6 +1,7 @@
 """The points: what is varied in each series, and how many points a budget allows."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,14 +59,28 @@ def series() -> list[Series]:
     return found
 
 
-def measure(minutes: float) -> dict[str, Any]:
+def measure(minutes: float, keep: Callable[[dict[str, Any]], None]) -> None:
     """All series, their cheapest points first; a point that would overrun the budget is left out.
 
     What a point will take is judged by the last one of its series, as if time were linear in it.
+    Nothing else should run on the machine.
+
+    Args:
+        minutes: The budget; the first point of each series is measured in any case.
+        keep: Is shown everything so far after each point.
     """
     ends = time.monotonic() + 60 * minutes
     points: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
+    measured = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "machine": described(),
+        "rates": rates(),
+        "shape": {"layers": LAYERS, "width": WIDTH, "time": TIME, "batches": BATCHES},
+        "large": asdict(LARGE),
+        "points": points,
+        "left_out": left_out,
+    }
     waiting = [(one, index) for one in series() for index in range(len(one.points))]
     walls: dict[str, float] = {}
     for one, index in sorted(waiting, key=lambda job: job[1]):
@@ -78,12 +93,4 @@ def measure(minutes: float) -> dict[str, Any]:
         walls[one.name] = used.wall
         points.append({"series": one.name, "x": x, **asdict(used)})
         print(f"{one.name} {x:,}: {used.wall:.1f} s, {used.peak / 1e6:,.0f} MB", flush=True)
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "machine": described(),
-        "rates": rates(),
-        "shape": {"layers": LAYERS, "width": WIDTH, "time": TIME, "batches": BATCHES},
-        "large": asdict(LARGE),
-        "points": points,
-        "left_out": left_out,
-    }
+        keep(measured)

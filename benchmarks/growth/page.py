@@ -15,7 +15,7 @@ Measured = dict[str, Any]
 
 
 def points(measured: Measured, series: str, field: str) -> tuple[list[float], list[float]]:
-    """x and one field of a series, in order of x."""
+    """The axis and one field of a series, in order of x."""
     own = sorted((p for p in measured["points"] if p["series"] == series), key=lambda p: p["x"])
     return [p["x"] for p in own], [p[field] for p in own]
 
@@ -156,7 +156,8 @@ to score.
 
 {_table(["axis", "work", "CPU seconds", "R^2", "worst residual"], rows)}
 
-Memory does not grow with batches: {memory} batches.
+Peak memory by number of batches: {memory}; that is {max(peak) / min(peak) - 1:.1%} between the
+least and the most.
 
 ![time by length, layers and width](figures/streams.svg)
 """

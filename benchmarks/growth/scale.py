@@ -23,7 +23,7 @@ class Large:
         float32: Of products in float32.
         network: Bytes per second between GPUs of two machines.
         disk: Bytes per second to a shared disk.
-        reached: Share of these rates.
+        reached: Share of the rates of GPUs and network.
     """
 
     parameters: float = 70e9
@@ -89,7 +89,7 @@ def costs(large: Large, eigen: Fit) -> list[Cost]:
         Cost(
             "adding them up in float64",
             large.sites * adds / large.bandwidth / share,
-            f"10 bytes per entry of a site and {ROWS:,} tokens, memory of the GPU",
+            f"20 bytes per sum of half a site and {ROWS:,} tokens, memory of the GPU",
         ),
         Cost(
             "merging over the network",
