@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from benchmarks.growth.fits import Fit
 
@@ -36,6 +38,13 @@ class Panel:
     log: bool = True
 
 
+def _ticks(axis: Axes, points: Sequence[float]) -> None:
+    """Few points get a tick each; so near each other powers of ten would be too few."""
+    if len(points) <= 5:
+        axis.set_xticks(points, [f"{x:,.0f}" for x in points])
+        axis.xaxis.set_minor_locator(NullLocator())
+
+
 def draw(panels: Sequence[Panel], out: Path) -> None:
     """Panels side by side, as SVG with the same bytes for the same numbers."""
     figure, axes = plt.subplots(
@@ -51,7 +60,8 @@ def draw(panels: Sequence[Panel], out: Path) -> None:
         if panel.log:
             axis.set_yscale("log")
         else:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.4 * max(max(curve.y) for curve in panel.curves))
+        _ticks(axis, sorted({x for curve in panel.curves for x in curve.x}))
         axis.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
         axis.grid(color="0.93")
         axis.legend(fontsize=8, frameon=False)
