@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-slow lint bench clean
+.PHONY: install demo test test-fast test-slow lint bench bench-plot growth growth-page clean
 
 install: $(STAMP)
 
@@ -32,7 +32,17 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ONLY)
+
+bench-plot: install
+	$(BIN)/python -m benchmarks.plot
+
+growth: install
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.growth --page
+
+growth-page: install
+	$(BIN)/python -m benchmarks.growth --page
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -6,21 +6,19 @@ flash-linear-attention is installed, its chunked conjugate gradient of 30 steps 
 interleaved; a ratio is that of medians. lambda = 1, keys and queries N(0, 1).
 """
 
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import gemm_rate
+from benchmarks.machine import Row, Took, faster, gemm_rate, interleaved
 from probe.mesa_layer import Chunkwise, ConjugateGradient, Direct, Method, mesa_layer
 from probe.mesa_layer.chunkwise import chunk_length
 from probe.sampling import generator_for, normal
 
 SHAPES = ((64, 50, 4, 20), (8, 512, 4, 32), (1, 4096, 4, 64))  # batch, time, heads, d
 STEPS = 30
-REPEATS = 5
 CHECKED = 512  # positions on which errors are measured: a direct solve keeps T d^2 numbers
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -70,18 +68,9 @@ def errors(layer: Layer, shape: tuple[int, ...]) -> tuple[float, float]:
     return shares[0], max(shares[1:])
 
 
-def medians(layers: dict[str, Layer], tensors: list[Tensor]) -> dict[str, float]:
-    """Median seconds of each, interleaved, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in layers}
-    for repeat in range(REPEATS + 1):
-        for name, layer in layers.items():
-            started = time.perf_counter()
-            run(layer, tensors)
-            if tensors[0].is_cuda:
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: median(taken) for name, taken in seconds.items()}
+def medians(layers: dict[str, Layer], tensors: list[Tensor]) -> dict[str, Took]:
+    """Median times of each, interleaved."""
+    return interleaved({name: partial(run, layer, tensors) for name, layer in layers.items()})
 
 
 def products(shape: tuple[int, ...]) -> float:
@@ -98,46 +87,45 @@ def products(shape: tuple[int, ...]) -> float:
     return float(batch * heads * chunks * (inside + across))
 
 
-def measure() -> list[dict[str, object]]:
+def measure() -> list[Row]:
     """Rows of ours and theirs."""
     peers = {
         "recursion on the inverse": naive_recursion,
         f"conjugate gradient, {STEPS} steps": by(ConjugateGradient(STEPS, 0.0)),
     }
-    rows: list[dict[str, object]] = []
+    rows = []
     for shape in SHAPES:
         found = medians({"ours": by(Chunkwise()), **peers}, data(shape))
-        share = products(shape) / found["ours"] / 1e9 / gemm_rate()
+        share = products(shape) / found["ours"].wall / 1e9 / gemm_rate()
         ours = errors(by(Chunkwise()), shape)
         for name, peer in peers.items():
             theirs = errors(peer, shape)
-            shown = f"errors {ours[0]:.0e}, {ours[1]:.0e}"
-            label = f"mesa-layer {shape}: {shown}; {share:.0%} of the GEMM rate"
+            note = f"errors {_shown(ours)}; peer {_shown(theirs)}; {share:.0%} of the GEMM rate"
             rows.append(
-                {
-                    "name": label,
-                    "peer": f"{name}: errors {theirs[0]:.0e}, {theirs[1]:.0e}",
-                    "ours_s": found["ours"],
-                    "peer_s": found[name],
-                    "ratio": found[name] / found["ours"],
-                    "errors": ours,
-                    "peer_errors": theirs,
-                    "share_of_gemm_rate": share,
-                }
+                faster(
+                    f"mesa-layer {shape}",
+                    found["ours"],
+                    name,
+                    found[name],
+                    note=note,
+                    errors=ours,
+                    peer_errors=theirs,
+                    share_of_gemm_rate=share,
+                )
             )
-    return [*rows, *growth()]
+    return [*rows, growth()]
 
 
-def growth() -> list[dict[str, object]]:
+def _shown(found: tuple[float, float]) -> str:
+    """Of the output and of the gradients."""
+    return f"{found[0]:.0e}, {found[1]:.0e}"
+
+
+def growth() -> Row:
     """The cost at four times the length, beside four times the cost."""
-    short, long = (1, 2048, 4, 64), (1, 8192, 4, 64)
-    seconds = [medians({"ours": by(Chunkwise())}, data(shape))["ours"] for shape in (short, long)]
-    return [
-        {
-            "name": "mesa-layer, 8,192 positions",
-            "peer": "four times 2,048 positions",
-            "ours_s": seconds[1],
-            "peer_s": 4 * seconds[0],
-            "ratio": 4 * seconds[0] / seconds[1],
-        }
-    ]
+    short, long = (
+        medians({"ours": by(Chunkwise())}, data((1, length, 4, 64)))["ours"]
+        for length in (2048, 8192)
+    )
+    four = Took(4 * short.wall, 4 * short.cpu)
+    return faster("mesa-layer, 8,192 positions", long, "four times 2,048 positions", four)

@@ -9,14 +9,12 @@ random model of its shape.
 """
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
 
+from benchmarks.machine import Row, faster, interleaved, threads
 from probe.capture import capture
 from probe.checkpoints.base import load
 from probe.models.transformer import SequenceTransformer
@@ -33,7 +31,6 @@ PEER = "torch.linalg.lstsq in a loop"
 SIZES = (256, 4096)
 RIDGE = 1e-3
 CHUNK = 256
-REPEATS = 5
 TOLERANCE = 0.01
 
 
@@ -83,13 +80,6 @@ def peer(layers: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-def seconds(run: Callable[[Tensor, Tensor], Tensor], layers: Tensor, targets: Tensor) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
-    run(layers, targets)
-    return time.perf_counter() - start
-
-
 def disagreement(layers: Tensor, targets: Tensor) -> float:
     """Median relative difference of the losses, where they stand above rounding."""
     a, b = ours(layers, targets), peer(layers, targets).double()
@@ -97,47 +87,20 @@ def disagreement(layers: Tensor, targets: Tensor) -> float:
     return float((a / b - 1)[seen].abs().median())
 
 
-def measure() -> list[dict[str, object]]:
+def measure() -> list[Row]:
     """One row per size: medians of interleaved runs on one thread.
 
     Raises:
         RuntimeError: The two do not compute the same.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return [_measure(count) for count in SIZES]
-    finally:
-        torch.set_num_threads(threads)
 
 
-def _measure(count: int) -> dict[str, object]:
+def _measure(count: int) -> Row:
     layers, targets = data(count)
     difference = disagreement(layers, targets)
     if difference > TOLERANCE:
         raise RuntimeError(f"losses differ by {difference:.1%} from those of the peer")
-    pairs = [
-        (seconds(ours, layers, targets), seconds(peer, layers, targets)) for _ in range(REPEATS)
-    ]
-    ours_s, peer_s = (median(times) for times in zip(*pairs, strict=True))
-    return {
-        "name": f"probing, {count} sequences",
-        "ratio": peer_s / ours_s,
-        "ours_s": ours_s,
-        "peer_s": peer_s,
-        "peer": PEER,
-    }
-
-
-def main() -> None:
-    """Prints the ratios."""
-    for row in measure():
-        print(
-            "{name}: {ours_s:.3f} s against {peer_s:.3f} s ({peer}): {ratio:.1f} times".format(
-                **row
-            )
-        )
-
-
-if __name__ == "__main__":
-    main()
+    took = interleaved({"ours": lambda: ours(layers, targets), PEER: lambda: peer(layers, targets)})
+    return faster(f"probing, {count} sequences", took["ours"], PEER, took[PEER])

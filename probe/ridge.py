@@ -97,11 +97,28 @@ def least_squares(
     Raises:
         torch.linalg.LinAlgError: The features of a cell are all zero.
     """
-    xx = moments.xx.double()
-    penalty = torch.finfo(token_dtype).eps * xx.diagonal(dim1=-2, dim2=-1).sum(-1)
+    penalty = torch.finfo(token_dtype).eps * moments.xx.double().diagonal(dim1=-2, dim2=-1).sum(-1)
+    return ridge_path(moments, penalty[..., None])[..., 0, :, :]
+
+
+def ridge_path(
+    moments: Moments, penalties: Float[Tensor, "*#cells penalties"]
+) -> Float[Tensor, "*cells penalties d k"]:
+    """Regressions of every cell on all targets at each of some penalties, by Cholesky factors.
+
+    Up to some tens of penalties this is faster than one eigendecomposition for all.
+
+    Args:
+        moments: Moments of all rows.
+        penalties: In the units of XX.
+
+    Raises:
+        torch.linalg.LinAlgError: A penalty is too small for features without full rank.
+    """
+    xx, xy = moments.xx.double(), moments.xy.double()
     eye = torch.eye(xx.shape[-1], dtype=xx.dtype)
-    factor = torch.linalg.cholesky(xx + penalty[..., None, None] * eye)
-    return torch.cholesky_solve(moments.xy.double(), factor)
+    factor = torch.linalg.cholesky(xx[..., None, :, :] + penalties[..., None, None] * eye)
+    return torch.cholesky_solve(xy[..., None, :, :], factor)
 
 
 def group_sums(

@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from probe.linear_probe import RidgeProbe
 from probe.moments import CentredMoments, Moments, layer_moments
-from probe.ridge import fit_ridge, group_sums, least_squares, penalty_grid
+from probe.ridge import fit_ridge, group_sums, least_squares, penalty_grid, ridge_path
 from probe.sampling import generator_for, normal
 
 GROUPS = (2, 3)
@@ -116,6 +116,23 @@ def test_least_squares_meets_lstsq():
     x, y = x.flatten(0, 1), y.flatten(0, 1)
     reference = torch.linalg.lstsq(x, y).solution
     torch.testing.assert_close(least_squares(moments(x, y)), reference, rtol=1e-5, atol=1e-6)
+
+
+def test_a_path_meets_scikit_learn_at_every_penalty_of_every_cell():
+    generator = generator_for(3)
+    x, y = normal(generator, 2, 50, 6), normal(generator, 2, 50, 3)
+    cells = Moments(x.mT @ x, x.mT @ y, y.square().sum(1))
+    penalties = torch.tensor([1e-6, 1.0, 100.0], dtype=torch.float64)
+    path = ridge_path(cells, penalties)
+    assert path.shape == (2, 3, 6, 3)
+    for cell in range(2):
+        for i, penalty in enumerate(penalties.tolist()):
+            fit = Ridge(penalty, fit_intercept=False).fit(x[cell].numpy(), y[cell].numpy())
+            expected = torch.from_numpy(fit.coef_).T
+            torch.testing.assert_close(path[cell, i], expected, rtol=1e-7, atol=1e-10)
+            assert not torch.allclose(path[cell, i], path[1 - cell, i], rtol=1e-2)  # control
+    with pytest.raises(torch.linalg.LinAlgError):
+        ridge_path(Moments(0 * cells.xx, cells.xy, cells.yy), 0 * penalties)
 
 
 def test_groups_must_add_up():

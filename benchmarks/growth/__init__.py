@@ -1,0 +1,1 @@
+"""How time and memory grow: measured in processes of their own, fitted, extrapolated, explained."""
