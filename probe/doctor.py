@@ -11,6 +11,7 @@ import torch
 from probe.audit import audit, trial_tokens
 from probe.checkpoints.base import Source, Subject, read
 from probe.errors import InputError
+from probe.files import read_text, reading
 from probe.findings import Check
 from probe.models.hooked import HookedModel
 from probe.models.number_reader import NumberReader
@@ -62,8 +63,13 @@ def examine(subject: Subject) -> Examination:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a finished run."""
-    return (folder / RESULTS).is_file() and (folder / RUN).is_file()
+    """Whether a folder holds a finished run.
+
+    Raises:
+        InputError: It cannot be searched.
+    """
+    with reading(folder):
+        return (folder / RESULTS).is_file() and (folder / RUN).is_file()
 
 
 def reexamine(folder: Path) -> Examination:
@@ -150,6 +156,6 @@ def current_versions() -> Mapping[str, str]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable ({type(error).__name__})") from None

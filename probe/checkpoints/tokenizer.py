@@ -7,16 +7,6 @@ from typing import Any
 from probe.checkpoints.foreign import refusing
 from probe.errors import InputError
 
-LARGEST = 2**27  # bytes of one file
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 _ENOUGH = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -33,9 +23,6 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
     """
     if not any((folder / name).is_file() for name in _ENOUGH):
         return None
-    for name in _FILES:
-        if (folder / name).is_file() and (folder / name).stat().st_size > LARGEST:
-            raise InputError(f"{folder / name}: larger than {LARGEST} bytes")
     # Slow to import, and most folders have none.
     from transformers import AutoTokenizer, PreTrainedConfig
 

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 import probe
 from probe.errors import InputError
+from probe.files import read_text
 from probe.findings import Finding, Instrument, Metric, Reference, Report, Verdict
 
 SCHEMA_VERSION = 1
@@ -92,9 +93,7 @@ def read_results(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, is no JSON, or not what this version of `analyze` writes.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        results = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON: {error!s:.160}") from None
     if not isinstance(results, dict) or "schema_version" not in results:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from probe.errors import InputError
+from probe.files import read_text
 from probe.models.transformer import ModelConfig
 from probe.presets.base import find_preset
 from probe.tasks.base import find_task
@@ -195,9 +196,10 @@ def read_recipe(path: Path, name: str | None = None) -> Recipe:
         InputError: It cannot be read, is no TOML, or fails its checks.
     """
     try:
-        return Recipe.from_dict(name or path.stem, tomllib.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, InputError) as error:
-        raise InputError(f"{path}: {error}") from None
+        return Recipe.from_dict(name or path.stem, tomllib.loads(read_text(path)))
+    except (ValueError, InputError) as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said}") from None
 
 
 def differences(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
