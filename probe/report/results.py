@@ -107,7 +107,8 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         validate(results)
     except ValueError as error:
-        raise InputError(f"{path}: {error!s:.300}") from None
+        reason = ascii(" ".join(str(error).split()))[1:-1]
+        raise InputError(f"{path}: {reason:.300}") from None
     return results
 
 
