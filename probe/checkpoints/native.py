@@ -7,7 +7,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from probe.checkpoints.base import Source, Subject, Weights, build_subject, described_by
+from probe.checkpoints.base import (
+    LARGEST_CONFIG,
+    Source,
+    Subject,
+    Weights,
+    build_subject,
+    described_by,
+)
 from probe.errors import InputError
 from probe.files import read_text, require_file, write_atomically
 from probe.models.transformer import ModelConfig, SequenceTransformer
@@ -52,7 +59,7 @@ def read_description(path: Path) -> tuple[ModelConfig, str | None]:
         InputError: It is damaged, of another version, or describes no model.
     """
     try:
-        plain = json.loads(read_text(path))
+        plain = json.loads(read_text(path, LARGEST_CONFIG))
         version, described, task = plain["version"], plain["model"], plain["task"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error!s:.160}") from None

@@ -17,6 +17,7 @@ from probe.findings import Finding, Instrument, Metric, Reference, Report, Verdi
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
+LARGEST = 2**23  # bytes: some hundred times a full run; a few seconds of validation
 _DIGITS = 9
 _SUBJECT = ("name", "format", "sha256", "layers", "parameters")
 _TASK = ("name", "params", "sequences", "seed")
@@ -93,7 +94,7 @@ def read_results(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, is no JSON, or not what this version of `analyze` writes.
     """
     try:
-        results = json.loads(read_text(path))
+        results = json.loads(read_text(path, LARGEST))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON: {error!s:.160}") from None
     if not isinstance(results, dict) or "schema_version" not in results:

@@ -25,7 +25,8 @@ WARM_UP = 300  # cases, after which a worker has met every format several times
 def main() -> int:
     asked = _asked()
     import_all()
-    seeds = {name: one for name, one in all_seeds().items() if asked.only in name}
+    known, wanted = all_seeds(), asked.only.split(",")
+    seeds = {name: one for name, one in known.items() if any(text in name for text in wanted)}
     with tempfile.TemporaryDirectory(prefix="fuzzing-seeds-") as folder:
         place = Path(folder)
         write_all(place, seeds)
@@ -54,7 +55,7 @@ def _asked() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other cases")
     parser.add_argument("--jobs", type=int, default=2, help="processes that work at once")
-    parser.add_argument("--only", default="", metavar="TEXT", help="seeds with this in their name")
+    parser.add_argument("--only", default="", metavar="A,B", help="seeds with this in their name")
     parser.add_argument("--failures", type=Path, default=Path("fuzzing-failures.jsonl"))
     parser.add_argument("--replay", type=Path, help="run the cases of such a file again")
     return parser.parse_args()

@@ -8,6 +8,7 @@ SECONDS = 10.0  # of CPU
 WALL = 40.0  # seconds: the machine may be busy with other things
 PEAK = 1024.0  # MiB beyond what the process held before
 GROWTH = 64.0  # MiB that a process may hold at the end beyond what it held after its warm-up
+_PROGRESS = re.compile(r"(?!mesaprobe: ).{1,200}: \d+/\d+(, loss [-+.\w]+)?")
 _MEMORY = re.compile(
     r"MemoryError|allocate memory|not enough memory|Unable to allocate|ENOMEM", re.I
 )
@@ -25,7 +26,7 @@ def wrong_with(ended: Ended) -> str | None:
         return "slow"
     if ended.peak > PEAK:
         return "peak of memory"
-    lines = ended.err.splitlines()
+    lines = [line for line in ended.err.splitlines() if not _PROGRESS.fullmatch(line)]
     if ended.code == 2 and not (len(lines) == 1 and lines[0].startswith("mesaprobe: ")):
         return "not one line"
     if not all(line.isprintable() and len(line) < 3_000 for line in lines):
