@@ -28,7 +28,8 @@ class Ended:
         code: Exit code; None where the process was killed or died.
         err: What stood on stderr, or why the process is gone.
         seconds: CPU seconds of the command.
-        peak: MiB that the process held at most, beyond those that it held before.
+        peak: MiB that the process held at most, beyond those that it held before; 0 where an
+            earlier case has needed more.
         resident: MiB of its own that it holds afterwards.
     """
 
@@ -67,9 +68,7 @@ def serve(pipe: Connection, run: Run, seeds: dict[str, Seed], place: Path, own: 
 def _ended(run: Run, arguments: list[str], err: int) -> Ended:
     os.lseek(err, 0, os.SEEK_SET)
     os.ftruncate(err, 0)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, started = _mebibytes("VmRSS"), time.process_time()
+    before, highest, started = _mebibytes("VmRSS"), _mebibytes("VmHWM"), time.process_time()
     code = 0
     try:
         run(arguments)
@@ -81,11 +80,16 @@ def _ended(run: Run, arguments: list[str], err: int) -> Ended:
     seconds = time.process_time() - started
     sys.stdout.flush()
     sys.stderr.flush()
-    peak = _mebibytes("VmHWM") - before
+    peak = _mebibytes("VmHWM") - before if _mebibytes("VmHWM") > highest else 0.0
     said = os.pread(err, 100_000, 0).decode(errors="replace")
+    return Ended(code, said, seconds, peak, _resident())
+
+
+def _resident() -> float:
+    """What is held after all that can be given back has been."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return Ended(code, said, seconds, peak, _mebibytes("RssAnon"))
+    return _mebibytes("RssAnon")
 
 
 def _mebibytes(field: str) -> float:
