@@ -5,7 +5,7 @@ import re
 from fuzzing.worker import Ended
 
 SECONDS = 10.0  # of CPU
-WALL = 40.0  # seconds: the machine may be busy with other things
+IDLE = 20.0  # seconds of the clock without any work: the machine may be busy with other things
 PEAK = 1024.0  # MiB beyond what the process held before
 GROWTH = 64.0  # MiB that a process may hold at the end beyond what it held after its warm-up
 _PROGRESS = re.compile(r"(?!mesaprobe: ).{1,200}: \d+/\d+(, loss [-+.\w]+)?")

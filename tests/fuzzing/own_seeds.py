@@ -83,10 +83,10 @@ def _tensors(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
 
-def published_tree() -> dict[str, Any]:
+def published_tree(scale: float = 0.1) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     place = "tf_block/blocklist_0/self_attn"
-    leaves = {f"{place}/{role}_proj/kernel": draw.normal(size=(40, 40)) / 10 for role in "qkvo"}
+    leaves = {f"{place}/{role}_proj/kernel": draw.normal(size=(40, 40)) * scale for role in "qkvo"}
     return fabricated.nested({name: value.astype(np.float32) for name, value in leaves.items()})
 
 
@@ -138,10 +138,10 @@ def _series(folder: Path) -> None:
 _ONE = "{case}/model"
 _BEHAVIOUR = "--only behaviour --sequences 256 --workers 1 --out {case}/out"
 _CHEAP = tuple(
-    command(f"{name} {_ONE}{rest}")
+    command(f"{name} {_ONE}{rest}", share=30)
     for name, rest in (("describe", ""), ("doctor", ""), ("convert", " {case}/out"))
 )
-_ANALYZE = command(f"analyze {_ONE} {_BEHAVIOUR}", share=3)
+_ANALYZE = command(f"analyze {_ONE} {_BEHAVIOUR}", share=1)
 
 
 def _of_file(file: str, options: str = "") -> tuple:
@@ -169,7 +169,7 @@ SEEDS = {
         _series,
         (
             command("track {case}/run --sequences 256 --workers 1 --out {case}/out", share=1),
-            command("doctor {case}/run/checkpoints/step-000001"),
+            command("doctor {case}/run/checkpoints/step-000001", share=30),
         ),
     ),
 }

@@ -61,7 +61,7 @@ def _published(folder: Path) -> None:
     """A model and a file of losses where published ones would lie; their numbers are drawn."""
     draw, place = np.random.default_rng(0), folder / "linear_seq_fully"
     place.mkdir()
-    fabricated.write_tree(place / "model_lin_1l_constr.pkl", published_tree())
+    fabricated.write_tree(place / "model_lin_1l_constr.pkl", published_tree(scale=1e-3))
     content = {"losses": [np.abs(draw.normal(size=(5, 50))) for _ in range(4)]}
     (place / "seqperf_results_constr_multi.pkl").write_bytes(fabricated.python_pickle(content))
 

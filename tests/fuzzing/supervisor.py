@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from fuzzing.cases import Case
-from fuzzing.judge import SECONDS, WALL
+from fuzzing.judge import IDLE, SECONDS
 from fuzzing.seeds import Seed
 from fuzzing.worker import READY, Ended, Run, serve
 
@@ -28,10 +28,19 @@ class Supervisor:
         seeds: By name.
         place: Holds their folders.
         seconds: CPU seconds of one case.
+        idle: Seconds of the clock in which a case may do nothing at all.
     """
 
-    def __init__(self, run: Run, seeds: Mapping[str, Seed], place: Path, seconds: float = SECONDS):
+    def __init__(
+        self,
+        run: Run,
+        seeds: Mapping[str, Seed],
+        place: Path,
+        seconds: float = SECONDS,
+        idle: float = IDLE,
+    ):
         self.run, self.seeds, self.place, self.seconds = run, dict(seeds), place, seconds
+        self.idle = idle
         self.own = Path(tempfile.mkdtemp(prefix="fuzzing-"))
         self._start()
 
@@ -60,10 +69,13 @@ class Supervisor:
             return Ended(None, f"died ({code})", 0.0)
 
     def _wait(self) -> Ended:
-        started, spent = time.monotonic(), self._spent()
-        while not self.pipe.poll(0.5):
-            hung = self._spent() - spent > self.seconds
-            if hung or time.monotonic() - started > WALL * self.seconds / SECONDS:
+        before = spent = self._spent()
+        moved = time.monotonic()
+        while not self.pipe.poll(0.2):
+            now = self._spent()
+            if now > spent:
+                spent, moved = now, time.monotonic()
+            if spent - before > self.seconds or time.monotonic() - moved > self.idle:
                 self.restart()
                 return Ended(None, "hang", self.seconds)
         ended: Ended = self.pipe.recv()
