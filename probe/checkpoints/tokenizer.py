@@ -7,6 +7,7 @@ from typing import Any
 from probe.checkpoints.foreign import refusing
 from probe.errors import InputError
 
+TRIAL = "x 1"
 _ENOUGH = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -37,6 +38,8 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
             trust_remote_code=False,
         )
         tokens = len(tokenizer)
+        # Settings of a wrong kind are not looked at before it is used.
+        tokenizer.decode(tokenizer.encode(TRIAL, add_special_tokens=False))
     if tokens > vocabulary:
         raise InputError(f"{folder}: {tokens} tokens in the tokenizer, {vocabulary} in the model")
     return tokenizer
