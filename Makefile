@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-slow lint bench bench-plot growth growth-page clean
+.PHONY: install demo test test-fast test-slow lint fuzz bench bench-plot growth growth-page clean
 
 install: $(STAMP)
 
@@ -30,6 +30,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: install
+	PYTHONPATH=tests $(BIN)/python -m fuzzing --count 10000
 
 bench: install
 	$(BIN)/python -m benchmarks $(ONLY)

@@ -20,6 +20,7 @@ from torch import Tensor
 from probe.capture import Capture, capture, predictor_only
 from probe.columns import Columns
 from probe.errors import InputError
+from probe.files import read_text
 from probe.input_laws import OWN
 from probe.plan import Plan
 from probe.response_stage import OUTPUT, ResponseStage
@@ -361,10 +362,10 @@ def left_open(path: Path) -> Open:
         InputError: No such file, or not the results of a run, or nothing is left open.
     """
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(read_text(path))
         verdict, task = results["verdict"], results["task"]["name"]
         names = [*verdict["equivalent"], *verdict["undecided"]]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: no results of a run ({error})") from error
     alive = tuple(name for name in comparable() if name in names)
     if len(alive) < 2:

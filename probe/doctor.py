@@ -2,22 +2,40 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from jsonschema import Draft202012Validator
 
 from probe.audit import audit, trial_tokens
 from probe.checkpoints.base import Source, Subject, read
 from probe.errors import InputError
+from probe.files import read_text, reading
 from probe.findings import Check
 from probe.models.hooked import HookedModel
 from probe.models.number_reader import NumberReader
+from probe.report.results import read_results
 
 CANARY = 8  # numbers
 RESULTS, RUN = "results.json", "run.json"
 ROUNDING = 1e-3  # of the largest number of the canary
+_NAME = {"type": ["string", "null"]}
+_SOURCE = {"path": {"type": "string"}, "preset": _NAME, "adapter": _NAME}
+_RUN = {
+    "type": "object",
+    "required": ["source", "canary", "versions"],
+    "properties": {
+        "source": {
+            "type": "object",
+            "required": ["path"],
+            "properties": {**_SOURCE, "allow_hub": {"type": "boolean"}},
+            "additionalProperties": False,
+        },
+        "canary": {"type": "array", "items": {"type": "number"}},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -62,25 +80,43 @@ def examine(subject: Subject) -> Examination:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a finished run."""
-    return (folder / RESULTS).is_file() and (folder / RUN).is_file()
-
-
-def reexamine(folder: Path) -> Examination:
-    """The audit of the model that a finished run was about, and what has changed since.
+    """Whether a folder holds a finished run.
 
     Raises:
-        InputError: The folder holds no run, or the model is gone or damaged.
+        InputError: It cannot be searched.
     """
-    results, run = _read(folder / RESULTS), _read(folder / RUN)
-    try:
-        recorded = {**run["source"], "path": Path(run["source"]["path"])}
-        subject = read(Source(**recorded))
-        weights, said = str(results["subject"]["sha256"]), [float(x) for x in run["canary"]]
-        passed = {check["name"]: check["ok"] for check in results["audit"]}
-        versions = dict(run["versions"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: its run records no model to look at ({error})") from None
+    with reading(folder):
+        return (folder / RESULTS).is_file() and (folder / RUN).is_file()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a run.json says of the model that was looked at."""
+
+    source: Source
+    canary: list[float]
+    versions: Mapping[str, str]
+
+
+def reexamine(folder: Path, allow_hub: bool = False, adapter: str | None = None) -> Examination:
+    """The audit of the model that a finished run was about, and what has changed since.
+
+    Args:
+        folder: Of the run.
+        allow_hub: Whether the network may be asked, if the run did.
+        adapter: That of the run, if it had one: no file decides alone which code is run.
+
+    Raises:
+        InputError: The folder holds no run, the model is gone or damaged, or it was read by an
+            adapter or from a hub and that is not allowed again.
+    """
+    results, run = read_results(folder / RESULTS), _record(folder / RUN)
+    named = Source(run.source.path, adapter=adapter).anywhere().adapter
+    if run.source.adapter not in (None, named):
+        raise InputError(f"{folder}: read by code; give --adapter {run.source.adapter!a:.200}")
+    subject = read(replace(run.source, allow_hub=run.source.allow_hub and allow_hub))
+    weights, said, versions = results["subject"]["sha256"], run.canary, run.versions
+    passed = {check["name"]: check["ok"] for check in results["audit"]}
     examined = examine(subject)
     says = canary(subject.model)
     drifts = [
@@ -140,8 +176,22 @@ def current_versions() -> Mapping[str, str]:
     }
 
 
-def _read(path: Path) -> Any:
+def _record(path: Path) -> _Record:
+    """Reads a run.json.
+
+    Raises:
+        InputError: It is damaged, or tells of no model.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        plain = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable ({type(error).__name__})") from None
+    if wrong := next(Draft202012Validator(_RUN).iter_errors(plain), None):
+        reason = ascii(f"{wrong.json_path}: {wrong.message}")[1:-1]
+        raise InputError(f"{path}: its run records no model to look at ({reason:.160})")
+    source = Source(**{**plain["source"], "path": Path(plain["source"]["path"])})
+    try:
+        canary = [float(number) for number in plain["canary"]]
+    except OverflowError:
+        raise InputError(f"{path}: canary holds a number that is too large") from None
+    return _Record(source, canary, plain["versions"])

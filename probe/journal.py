@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from probe.accumulators import About, Sums, read_sums, write_sums
 from probe.errors import InputError
-from probe.files import write_atomically
+from probe.files import read_text, write_atomically
 from probe.findings import Finding
 
 FOLDER, KEY, LOCK, FINDINGS = "unfinished", "key.json", "lock", "findings"
@@ -106,9 +106,10 @@ class FolderJournal:
             InputError: The disk is full, or cannot be written.
         """
         path = self.folder / FINDINGS / f"{name}.json"
-        if path.exists():
+        with suppress(InputError, ValueError, RecursionError):
+            kept = finding_of(read_text(path))
             self.resumed = True
-            return finding_of(path.read_text())
+            return kept
         finding = find()
         with self._writing():
             path.parent.mkdir(exist_ok=True)
@@ -159,7 +160,7 @@ def journal_in(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(folder / LOCK, timeout=0))
-            if fresh or _key_in(folder) != json.loads(json.dumps(key)):
+            if fresh or key_in(folder) != json.loads(json.dumps(key)):
                 _clear(folder)
                 write_atomically(folder / KEY, json.dumps(key, indent=2) + "\n")
         except Timeout:
@@ -170,11 +171,13 @@ def journal_in(
         shutil.rmtree(folder)
 
 
-def _key_in(folder: Path) -> object:
+def key_in(folder: Path) -> dict[str, object] | None:
+    """The key of the journal in a folder; None if there is none."""
     try:
-        return json.loads((folder / KEY).read_text())
-    except (OSError, ValueError):
+        key = json.loads(read_text(folder / KEY))
+    except (InputError, ValueError, RecursionError):
         return None
+    return key if isinstance(key, dict) else None
 
 
 def _clear(folder: Path) -> None:

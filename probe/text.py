@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.files import require_file
 from probe.models.hooked import LanguageModel
 from probe.sampling import generator_for
 
@@ -125,9 +126,8 @@ def reading_of(model: LanguageModel, text: Path | None, length: int | None) -> R
 
 def _ids(model: LanguageModel, path: Path) -> tuple[str, Int[Tensor, " tokens"]]:
     """Hash of the file, and its text as ids, without marks of begin or end."""
+    require_file(path, LARGEST_TEXT)
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise InputError(f"{path}: over {LARGEST_TEXT >> 20} MiB of text")
         raw = path.read_bytes()
         text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -299,7 +299,7 @@ def ruined(finished: Path, folder: Path, kind: str) -> Path:
         ("version", "schema version 99, this program reads 1"),
         ("schema", "$.verdict"),
         ("list", "states no schema_version"),
-        ("bytes", "results.json: no JSON"),
+        ("bytes", "results.json: no UTF-8"),
         ("column", "lacks the column loss_se"),
         ("words", "column loss must hold numbers"),
         ("empty", "behaviour.csv: no table"),

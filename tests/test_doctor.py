@@ -1,6 +1,7 @@
 """`doctor` audits a checkpoint, and says of a finished run what has changed since."""
 
 import json
+import re
 
 import pytest
 
@@ -81,3 +82,42 @@ def test_a_run_whose_model_is_gone_is_one_line(command, run):
     assert "records no model" in command("doctor", run[1]).problem
     (run[1] / "run.json").write_text("{")
     assert "not readable" in command("doctor", run[1]).problem
+
+
+def test_a_run_decides_neither_on_code_nor_on_the_network(command, run, tmp_path, monkeypatch):
+    """Reports are passed on; what they name is run or fetched only if the user says so too."""
+    from probe.checkpoints import hugging_face
+
+    source = json.loads((run[1] / "run.json").read_text())["source"]
+    for changed in (
+        {"canary": [10**400]},
+        {"canary": ["x"]},
+        {"versions": {"torch": 3}},
+        {"source": {"path": 3}},
+        {"source": {"path": "x", "more": 1}},
+    ):
+        before = (run[1] / "run.json").read_text()
+        change(run[1] / "run.json", **changed)
+        assert re.search("too large|no model to look at", command("doctor", run[1]).problem)
+        (run[1] / "run.json").write_text(before)
+
+    canary, code = tmp_path / "canary", tmp_path / "code.py"
+    code.write_text(f"def build(path):\n    open({str(canary)!r}, 'w')\n")
+    spec = f"{code}:build"
+    change(run[1] / "run.json", source={**source, "adapter": spec})
+    assert f"--adapter '{spec}'" in command("doctor", run[1]).problem
+    assert not canary.exists()
+    command("doctor", run[1], "--adapter", spec)  # control
+    assert canary.exists()
+
+    asked = []
+    monkeypatch.setattr(hugging_face, "_fetched", lambda name: asked.append(name) or run[0])
+    fetched = {"path": "some/name", "preset": None, "allow_hub": True, "adapter": None}
+    change(run[1] / "run.json", source=fetched)
+    assert "no such file or folder" in command("doctor", run[1]).problem and not asked
+    command("doctor", run[1], "--allow-hub")  # control
+    assert asked == ["some/name"]
+
+    results = json.loads((run[1] / "results.json").read_text())
+    change(run[1] / "results.json", audit=results["audit"] * 20_000)
+    assert "larger than" in command("doctor", run[1]).problem

@@ -26,6 +26,7 @@ from probe.checkpoints.base import load
 from probe.checkpoints.native import write_native
 from probe.checkpoints.safe_pickle import read_pickle
 from probe.errors import InputError
+from probe.files import reading
 from probe.models.transformer import SequenceTransformer
 
 PRESET = "von-oswald-2023/linear-1l"
@@ -620,6 +621,40 @@ def test_files_that_are_folders(folder: Path) -> None:
         (folder / name).rmdir()
         assert f"holds no {name}" in refused(folder, None)
         (folder / name).write_text("{}")
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "index.pkl", "weights.pt"])
+def test_pipes_and_devices_are_not_read(name: str, folder: Path) -> None:
+    """Opened, a pipe waits for ever and /dev/zero has no end."""
+    place = folder / name
+    place.unlink(missing_ok=True)
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        make(place)
+        refused(place, PRESET)
+        if name.startswith(("config", "model")):
+            refused(folder, None)
+        place.unlink()
+
+
+def test_texts_without_end_are_not_read(folder: Path) -> None:
+    os.truncate(folder / "config.json", 3 << 30)
+    assert "larger than" in refused(folder, None)
+
+
+def test_what_the_system_does_not_allow_is_one_line(folder: Path) -> None:
+    """Root reads all, so the refusal of the system is put in its place."""
+    with (
+        pytest.raises(InputError, match=r"elsewhere/config\.json: Permission denied"),
+        reading(folder),
+    ):
+        raise PermissionError(13, "Permission denied", "elsewhere/config.json")
+    with pytest.raises(InputError, match=f"{folder}: Permission denied"), reading(folder):
+        raise PermissionError(13, "Permission denied")
+    with pytest.raises(ZeroDivisionError), reading(folder):  # control: a bug stays one
+        _ = 1 / 0
 
 
 @pytest.mark.slow

@@ -296,6 +296,7 @@ def test_a_preset_is_refused(llama: Path) -> None:
         ("tokenizer.json", '{"model": {"type": "BPE"}}', "its tokenizer cannot be read"),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}', "auto_map"),
         ("tokenizer_config.json", "[]", "no object with named fields"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}', "its tokenizer cannot be read"),
     ],
 )
 def test_hostile_tokenizers(name: str, content: str, reason: str, tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ BROKEN = {
     "unknown setting": ("warmup", "warm", "optimiser: unknown key warm; missing key warmup"),
     "text for a number": ("batch = 16", 'batch = "16"', "batch must be of type int, is '16'"),
     "fraction of a step": ("steps = 20", "steps = 20.5", "steps must be of type int"),
+    "no stream of numbers": ("seed = 3", "seed = -3", "recipe: seed must be 0 or more"),
+    "no float": (
+        "peak_rate = 1e-2",
+        f"peak_rate = 1{'0' * 400}",
+        "peak_rate must be of type float",
+    ),
+    "a giant": (
+        "heads = 1, d_head = 10",
+        "heads = 9999, d_head = 99999",
+        "at most 50000000 are trained",
+    ),
     "flag for a number": ("batch = 16", "batch = true", "batch must be of type int, is True"),
     "no steps": ("steps = 20", "steps = 0", "steps must be positive"),
     "nan rate": ("peak_rate = 1e-2", "peak_rate = nan", "peak_rate must be positive"),

@@ -1,6 +1,7 @@
 """Models that the user's own code says how to read."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def _one_line(spec: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        file = Path(spec.rpartition(":")[0]).resolve()
+        file = Path(os.path.realpath(spec.rpartition(":")[0]))  # also of a link to itself
         where = _place(error, file)
         if isinstance(error, InputError) and where is None:
             raise

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probe import checkpoints, registry
 from probe.errors import InputError
+from probe.files import read_text, reading, require_file
 from probe.linalg import LinAlgError
 from probe.models.hooked import HookedModel, Tokens
 from probe.models.transformer import ModelConfig, SequenceTransformer
@@ -144,15 +145,18 @@ def read(source: Source) -> Subject:
     Raises:
         InputError: As `load`.
     """
-    if not source.file.exists() and not source.allow_hub:
-        raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
-    known = registry.discover(checkpoints)
-    asked = {ADAPTER: known[ADAPTER]} if source.adapter else known
-    recognised = (one for one in asked.values() if one.recognises(source))
-    if (chosen := next(recognised, None)) is None:
-        names = ", ".join(known)
-        raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
-    return replace(chosen.read(source), source=source)
+    with reading(source.path):
+        if not source.file.exists() and not source.allow_hub:
+            raise InputError(f"{source.path}: no such file or folder (names on a hub: --allow-hub)")
+        if source.file.exists() and not source.file.is_dir():
+            require_file(source.file)
+        known = registry.discover(checkpoints)
+        asked = {ADAPTER: known[ADAPTER]} if source.adapter else known
+        recognised = (one for one in asked.values() if one.recognises(source))
+        if (chosen := next(recognised, None)) is None:
+            names = ", ".join(known)
+            raise InputError(f"{source.path}: unknown checkpoint format; known: {names}")
+        return replace(chosen.read(source), source=source)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -181,10 +185,8 @@ def described_by(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            return {}
-        plain = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        plain = json.loads(read_text(path, LARGEST_CONFIG))
+    except (InputError, ValueError, RecursionError):
         return {}
     return plain if isinstance(plain, dict) else {}
 

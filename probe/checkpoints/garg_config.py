@@ -9,6 +9,7 @@ import yaml  # type: ignore[import-untyped]  # it ships no types
 
 from probe import registry, tasks
 from probe.errors import InputError
+from probe.files import read_text
 from probe.models.attention import SoftmaxAttention
 from probe.models.config import LARGEST_SIDE, MOST_BLOCKS, BlockConfig, ModelConfig
 from probe.models.norm import LayerNorm
@@ -27,9 +28,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: It is damaged, too large, or holds no fields with names.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST} bytes")
-        text = path.read_text("utf-8")
+        text = read_text(path, LARGEST)
         if text.count("[") + text.count("{") > DEEPEST:
             raise InputError(f"{path}: more than {DEEPEST} brackets")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):

@@ -7,9 +7,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from probe.checkpoints.base import Source, Subject, Weights, build_subject, described_by
+from probe.checkpoints.base import (
+    LARGEST_CONFIG,
+    Source,
+    Subject,
+    Weights,
+    build_subject,
+    described_by,
+)
 from probe.errors import InputError
-from probe.files import write_atomically
+from probe.files import read_text, require_file, write_atomically
 from probe.models.transformer import ModelConfig, SequenceTransformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -52,9 +59,9 @@ def read_description(path: Path) -> tuple[ModelConfig, str | None]:
         InputError: It is damaged, of another version, or describes no model.
     """
     try:
-        plain = json.loads(path.read_text())
+        plain = json.loads(read_text(path, LARGEST_CONFIG))
         version, described, task = plain["version"], plain["model"], plain["task"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error!s:.160}") from None
     if type(version) is not int or version != VERSION:
         raise InputError(f"{path}: version {version!r:.40}, this program reads {VERSION}")
@@ -72,6 +79,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: It is damaged, or has names that cannot be printed.
     """
+    require_file(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from probe.errors import InputError
+from probe.files import reading, require_file
 
+LARGEST = 2**30  # bytes of a file
 _LARGEST_SIDE = 2**40
 _LONGEST_KEY = 200
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
@@ -193,8 +195,13 @@ def read_pickle(path: Path) -> Any:
     Raises:
         InputError: The file is damaged, or asks for a global that is not on the list.
     """
+    require_file(path, LARGEST)
     try:
-        return _plain(Reader(path.read_bytes()).load(), {})
+        with reading(path):
+            content = path.read_bytes()
+        return _plain(Reader(content).load(), {})
+    except InputError:
+        raise
     except Forbidden as error:
         raise InputError(f"{path}: refused, the pickle asks for {str(error)[:200]}") from None
     except RecursionError:

@@ -11,10 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.files import read_text, require_file
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LARGEST_INDEX, MOST_FILES = 2**26, 1000
+LARGEST_INDEX, LARGEST_FILE, MOST_FILES = 2**26, 2**27, 1000
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_TENSORS = (".safetensors", *(kind[1:] for kind in _PICKLED))
 _TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -48,6 +50,7 @@ class TensorFolder:
         Raises:
             InputError: No safetensors, a damaged file, or an index that does not fit its files.
         """
+        _check_files(folder)
         if (folder / WHOLE).is_file():
             described = _headers(folder / WHOLE)
             return cls(described, dict.fromkeys(described, folder / WHOLE))
@@ -81,6 +84,17 @@ class TensorFolder:
                     yield name, file.get_tensor(name)
 
 
+def _check_files(folder: Path) -> None:
+    """Other people's readers open what they find, also a pipe, and read texts as a whole.
+
+    Raises:
+        InputError: A file is none, or too large for what it should be.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            require_file(path, None if path.suffix in _TENSORS else LARGEST_FILE)
+
+
 def _parts(folder: Path) -> TensorFolder:
     """The headers of all files that the index names."""
     listed = _index(folder / INDEX)
@@ -102,11 +116,9 @@ def _parts(folder: Path) -> TensorFolder:
 def _index(path: Path) -> dict[str, str]:
     """The file of every tensor; names of files that lie in the folder itself."""
     try:
-        if path.stat().st_size > LARGEST_INDEX:
-            raise InputError(f"{path}: larger than {LARGEST_INDEX} bytes")
-        plain = json.loads(path.read_text())
+        plain = json.loads(read_text(path, LARGEST_INDEX))
         listed = plain["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error!s:.160}") from None
     if not (isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())):
         raise InputError(f"{path}: weight_map must give the file of every tensor")
@@ -135,6 +147,7 @@ def _described(path: Path, name: str, held: Any) -> Tensor:
 
 
 def _opened(path: Path) -> Any:
+    require_file(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:

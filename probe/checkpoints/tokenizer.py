@@ -7,16 +7,7 @@ from typing import Any
 from probe.checkpoints.foreign import refusing
 from probe.errors import InputError
 
-LARGEST = 2**27  # bytes of one file
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+TRIAL = "x 1"
 _ENOUGH = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -33,9 +24,6 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
     """
     if not any((folder / name).is_file() for name in _ENOUGH):
         return None
-    for name in _FILES:
-        if (folder / name).is_file() and (folder / name).stat().st_size > LARGEST:
-            raise InputError(f"{folder / name}: larger than {LARGEST} bytes")
     # Slow to import, and most folders have none.
     from transformers import AutoTokenizer, PreTrainedConfig
 
@@ -50,6 +38,8 @@ def tokenizer_of(folder: Path, vocabulary: int, config: Any | None = None) -> An
             trust_remote_code=False,
         )
         tokens = len(tokenizer)
+        # Settings of a wrong kind are not looked at before it is used.
+        tokenizer.decode(tokenizer.encode(TRIAL, add_special_tokens=False))
     if tokens > vocabulary:
         raise InputError(f"{folder}: {tokens} tokens in the tokenizer, {vocabulary} in the model")
     return tokenizer

@@ -17,6 +17,7 @@ import torch
 
 from probe.checkpoints.safe_pickle import Forbidden, Reader, Step, with_plain_keys
 from probe.errors import InputError
+from probe.files import require_file
 
 LARGEST_PROGRAM = 2**22  # bytes of data.pkl: some ten thousand tensors
 LONGEST_PROGRAM = 2_000_000  # steps of it
@@ -126,6 +127,7 @@ def read_archive(path: Path) -> Any:
         InputError: The file is damaged, or no archive of torch.save, or asks for a global that is
             not on the list.
     """
+    require_file(path)
     try:
         _vet(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

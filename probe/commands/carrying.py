@@ -193,11 +193,12 @@ def _report(
 
 def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
     """The results of a report that is whole, if it is of this very run."""
+    from probe.files import read_text
     from probe.report.results import read_results
 
     try:
-        run = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
+        run = json.loads(read_text(folder / "run.json"))
+    except (InputError, ValueError, RecursionError):
         return None
     if not (isinstance(run, dict) and run.get("key") == digest and (folder / PAGE).is_file()):
         return None

@@ -23,7 +23,7 @@ def doctor(target: Path, preset: str | None, adapter: str | None, allow_hub: boo
     from probe.progress import print_table
 
     if is_run(target):
-        found = reexamine(target)
+        found = reexamine(target, allow_hub, adapter)
     else:
         found = examine(load(target, preset, allow_hub, adapter))
     rows: list[tuple[str, ...]] = [

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -29,17 +28,15 @@ def merge(parts: tuple[Path, ...], out: Path, fresh: bool, as_json: bool) -> Non
     without parts, to the byte; what no part has is measured here.
     """
     from probe.engines.parts import Waiting
-    from probe.journal import FOLDER, KEY
+    from probe.journal import FOLDER, key_in
     from probe.run_key import key_of
 
     wanted, folders = _read_parts(parts)
     asked = wanted.read()
     key = json.loads(json.dumps(key_of(asked)))
     for folder in folders:
-        try:
-            known = json.loads((folder / FOLDER / KEY).read_text())
-        except (OSError, ValueError):
-            raise InputError(f"{folder}: this part has measured nothing") from None
+        if (known := key_in(folder / FOLDER)) is None:
+            raise InputError(f"{folder}: this part has measured nothing")
         if known != key:
             differs = sorted(name for name in key if known.get(name) != key[name])
             raise InputError(f"{folder}: measured for another run: {', '.join(differs)} differ")
@@ -87,12 +84,15 @@ def _read_parts(parts: tuple[Path, ...]) -> tuple[Wanted, tuple[Path, ...]]:
 
 
 def _read_part(folder: Path) -> tuple[int, int, Wanted]:
+    from pydantic import TypeAdapter
+
+    from probe.files import read_text
+
     path = folder / PART
     try:
-        stated: dict[str, Any] = json.loads(path.read_text())
-        return int(stated["number"]), int(stated["of"]), Wanted(**stated["wanted"])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+        stated = json.loads(read_text(path))
+        wanted = TypeAdapter(Wanted).validate_python(stated["wanted"])
+        return int(stated["number"]), int(stated["of"]), wanted
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not what `analyze --shard` writes ({error!s:.80})") from None
 

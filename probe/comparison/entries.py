@@ -9,6 +9,7 @@ import pandas as pd
 
 from probe.checkpoints.base import Subject, load
 from probe.errors import InputError
+from probe.files import LARGEST_TEXT, reading, require_file
 from probe.report.results import plain, read_results
 from probe.tasks.base import Task, find_task
 
@@ -71,7 +72,8 @@ def read_entries(
         InputError: An input is missing or damaged, or a checkpoint has no task.
     """
     asked = [_split(path, preset) for path in paths]
-    entries = [_read(path, its_preset, task_name) for path, its_preset in asked]
+    with reading(Path(".")):
+        entries = [_read(path, its_preset, task_name) for path, its_preset in asked]
     labels = [entry.label for entry in entries]
     longer = [
         f"{entry.label} in {Path(path).absolute().parent.name}"
@@ -128,6 +130,7 @@ def _table(path: Path, name: str) -> pd.DataFrame | None:
     """One of the tables beside the results; None if it is not there."""
     if not path.is_file():
         return None
+    require_file(path, LARGEST_TEXT)
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

@@ -123,6 +123,8 @@ class Merged:
                 raise InputError(f"{file}: missing; this part has not finished its {NAMES[split]}")
         for file in files:
             sums, about = read_sums(file)
+            if len(sums) != len(order.keys) or about.keys() != {"clipped", "batch_size"}:
+                raise InputError(f"{file}: not the sums of this run")
             yield Gathered(sums, about["clipped"], int(about["batch_size"]))
 
     def _hand_over(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probe.checkpoints.native import write_native
 from probe.errors import InputError
-from probe.files import write_atomically
+from probe.files import read_text, require_file, write_atomically
 from probe.models.recipes import Recipe, differences
 from probe.models.transformer import SequenceTransformer
 
@@ -94,6 +94,7 @@ class TrainingFolder:
         """
         if not (self.is_unfinished and self.state_path.exists()):
             return None
+        require_file(self.state_path)
         try:
             return load_file(self.state_path)
         except (SafetensorError, OSError, ValueError) as error:
@@ -157,11 +158,11 @@ class TrainingFolder:
 def _compare(path: Path, recipe: Recipe) -> None:
     """Refuses another recipe than the one that a file of an earlier training states."""
     try:
-        stored = json.loads(path.read_text("utf-8"))["recipe"]
+        stored = json.loads(read_text(path))["recipe"]
         if not isinstance(stored, dict):
             raise InputError("the recipe is no table")
         before = Recipe.from_dict(recipe.name, stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error!s:.160}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -12,10 +12,12 @@ from jsonschema import Draft202012Validator
 
 import probe
 from probe.errors import InputError
+from probe.files import read_text
 from probe.findings import Finding, Instrument, Metric, Reference, Report, Verdict
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
+LARGEST = 2**23  # bytes: some hundred times a full run; a few seconds of validation
 _DIGITS = 9
 _SUBJECT = ("name", "format", "sha256", "layers", "parameters")
 _TASK = ("name", "params", "sequences", "seed")
@@ -92,9 +94,7 @@ def read_results(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, is no JSON, or not what this version of `analyze` writes.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        results = json.loads(read_text(path, LARGEST))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON: {error!s:.160}") from None
     if not isinstance(results, dict) or "schema_version" not in results:
@@ -108,7 +108,8 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         validate(results)
     except ValueError as error:
-        raise InputError(f"{path}: {error!s:.300}") from None
+        reason = ascii(" ".join(str(error).split()))[1:-1]
+        raise InputError(f"{path}: {reason:.300}") from None
     return results
 
 

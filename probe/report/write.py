@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from probe.errors import InputError
+from probe.files import read_text
 from probe.findings import Report
 from probe.report.figures import render
 from probe.report.files import NAME, PLACES, check_names, csv_text, write_files, writing_to
@@ -57,9 +59,9 @@ def render_files(report: Report) -> dict[str, str]:
 def _earlier_files(out: Path) -> set[str]:
     """Tables and figures that the results.json in the folder names, and nothing else."""
     try:
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        results = json.loads(read_text(out / "results.json"))
         validate(results)
-    except (FileNotFoundError, ValueError):
+    except (InputError, ValueError, RecursionError):
         return set()
     return {
         f"{place}/{name}{suffix}"

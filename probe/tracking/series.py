@@ -9,6 +9,7 @@ from pathlib import Path
 from probe.checkpoints.base import Subject, is_checkpoint, load
 from probe.checkpoints.native import CONFIG
 from probe.errors import InputError
+from probe.files import reading
 
 LEAST = 3
 INSIDE = "checkpoints"
@@ -63,11 +64,12 @@ def read_series(folder: Path, preset: str | None = None, task: str | None = None
         InputError: No such folder, a checkpoint that fails its checks, two of one step, models
             that differ in task or shape, or fewer than three that differ in their weights.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    if (folder / INSIDE).is_dir():
-        folder = folder / INSIDE
-    paths, left_out = _find(folder)
+    with reading(folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        if (folder / INSIDE).is_dir():
+            folder = folder / INSIDE
+        paths, left_out = _find(folder)
     subjects = {step: load(path, preset) for step, path in sorted(paths.items())}
     points = _mark_copies(subjects)
     distinct = sum(point.copy_of is None for point in points)

@@ -27,12 +27,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from probe.errors import InputError
-from probe.models.transformer import ModelConfig
+from probe.files import read_text
+from probe.models.transformer import ModelConfig, SequenceTransformer
 from probe.presets.base import find_preset
 from probe.tasks.base import find_task
 
 FOLDER = Path(__file__).parent
+MOST_PARAMETERS = 50_000_000  # the published models have fewer than a million
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,19 @@ class Recipe:
     checkpoints: Checkpoints = Checkpoints()
 
     def __post_init__(self) -> None:
-        """Refuses a model whose tokens or predictions are not those of the task."""
+        """Refuses a model that does not fit its task or one thread, and a seed of no stream."""
         task = find_task(self.task)
         wanted, given = (task.width_in, task.width_out), (self.model.d_in, self.model.d_out)
         if wanted != given:
             raise InputError(f"model: widths in and out are {given}, task {self.task} has {wanted}")
+        if self.seed < 0:
+            raise InputError(f"recipe: seed must be 0 or more, is {self.seed}")
+        with torch.device("meta"):
+            size = sum(part.numel() for part in SequenceTransformer(self.model).parameters())
+        if size > MOST_PARAMETERS:
+            raise InputError(
+                f"model: {size} parameters, at most {MOST_PARAMETERS} are trained here"
+            )
 
     @classmethod
     def from_dict(cls, name: str, plain: Mapping[str, Any]) -> "Recipe":
@@ -195,9 +207,10 @@ def read_recipe(path: Path, name: str | None = None) -> Recipe:
         InputError: It cannot be read, is no TOML, or fails its checks.
     """
     try:
-        return Recipe.from_dict(name or path.stem, tomllib.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, InputError) as error:
-        raise InputError(f"{path}: {error}") from None
+        return Recipe.from_dict(name or path.stem, tomllib.loads(read_text(path)))
+    except (ValueError, InputError) as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said}") from None
 
 
 def differences(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
@@ -258,7 +271,7 @@ def _typed(
         value = plain.get(key)
         if value is None and key in optional:
             continue
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**63:
             value = float(value)
         if key not in plain:
             problems.append(f"missing key {key}")
