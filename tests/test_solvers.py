@@ -566,7 +566,8 @@ def test_newton_never_diverges_at_a_knot(penalty: float, context: Context, setti
     target = spectral_prediction(context, lambda mu: ridge.shrinkage(mu, penalty))
     found = fit_to(target, context, setting, every)["newton"]
     curves = torch.stack([member.weights[:64] for member in found])
-    assert (curves >= 0).all() and (curves <= 1).all()
+    rounding = 1e-12  # a diverging curve leaves the interval by orders of magnitude
+    assert (curves >= -rounding).all() and (curves <= 1 + rounding).all()
     # Control: at the largest step of gradient descent the highest knots explode.
     knots = torch.tensor(setting.knots, dtype=torch.float64)
     assert newton.shrinkage(knots, 9, setting.step_bound).abs().max() > 1e6
