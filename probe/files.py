@@ -14,7 +14,7 @@ LARGEST_TEXT = 2**26  # bytes of a description, a table or a result
 
 @contextmanager
 def reading(place: Path) -> Iterator[None]:
-    """What the file system does not allow inside becomes one line.
+    """What the file system does not allow inside, writing included, becomes one line.
 
     Args:
         place: Named where the system names no file.

@@ -16,9 +16,8 @@ from fuzzing.judge import GROWTH, wrong_with
 from fuzzing.mutations import MUTATIONS
 from fuzzing.seeds import Seed, all_seeds, write_all
 from fuzzing.supervisor import Supervisor
-from fuzzing.warm import import_all
 
-COUNT, WARM_UP = 200, 80
+COUNT, WARM_UP = 160, 80
 CHEAP = (
     *("native-linear", "native-mesa", "torch", "torch-preset", "safetensors", "flax-pickle"),
     *("flax-pickle-list", "garg", "adapter", "series", "hugging-face-gpt2", "hugging-face-parts"),
@@ -35,7 +34,10 @@ def command(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def seeds() -> dict[str, Seed]:
-    import_all()
+    import probe.cli  # once, not in every worker
+    import probe.doctor
+    import probe.models.bridge  # noqa: F401
+
     return {name: all_seeds()[name] for name in CHEAP}
 
 

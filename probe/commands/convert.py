@@ -16,11 +16,14 @@ def convert(checkpoint: Path, out: Path, preset: str | None) -> None:
     """Writes CHECKPOINT to the folder OUT in the native format."""
     from probe.checkpoints.base import load, transformer_of
     from probe.checkpoints.native import write_native
+    from probe.files import reading
 
     subject = load(checkpoint, preset)
-    if out.exists():
-        raise InputError(f"{out}: exists already")
-    write_native(transformer_of(subject), subject.task, out)
+    model = transformer_of(subject)
+    with reading(out):
+        if out.exists():
+            raise InputError(f"{out}: exists already")
+        write_native(model, subject.task, out)
     click.echo(f"{out}: {len(subject.tensors)} tensors, sha256 {subject.sha256[:16]}")
 
 

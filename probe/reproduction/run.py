@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.files import reading
 from probe.reproduction import published
 from probe.reproduction.coverage import covered, known_files
 from probe.reproduction.measure import BINDING_LAYER, SEEDS, Measured
@@ -50,9 +51,10 @@ def reproduce(folder: Path, out: Path, seed: int = 0, progress: Progress = silen
         InputError: The folder holds none of the known files.
     """
     source = Source(folder)
-    unknown = _unknown_files(source)
-    skipped: list[Skipped] = list(_not_covered(source))
-    runs = find_runs(source, seed, skipped)
+    with reading(folder):
+        unknown = _unknown_files(source)
+        skipped: list[Skipped] = list(_not_covered(source))
+        runs = find_runs(source, seed, skipped)
     with one_thread():
         rows = tuple(_measured(runs, skipped, progress))
     skipped += _unidentified(source, rows)
