@@ -36,8 +36,8 @@ class Mutation:
         rng, edit = random.Random(self.seed), MUTATIONS[self.kind]
         if there := [path for path in files_in(folder) if edit.suits(path)]:
             with suppress(
-                OSError, RuntimeError, SafetensorError
-            ):  # an earlier mutation does not let this one write
+                OSError, RuntimeError, MemoryError, SafetensorError
+            ):  # an earlier mutation does not let this one write, or made what it reads too large
                 edit.change(rng.choice(there), rng)
 
 
