@@ -34,8 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app.main(args=arguments, prog_name="mesaprobe", standalone_mode=False)
     except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"mesaprobe: {' '.join(message.split())}", err=True)
+        _tell(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        sys.exit(BAD_INPUT)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file or folder of the user's that cannot be opened or written: no loader foresaw it.
+        _tell(f"{error.filename}: {error.strerror}")
         sys.exit(BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         click.echo("mesaprobe: interrupted", err=True)

@@ -174,3 +174,20 @@ def test_a_run_that_is_killed_loses_nothing(tiny, tmp_path):
     expected, seconds = undisturbed(arguments, tmp_path / "undisturbed")
     found = killed(arguments, tmp_path / "killed", kills=2, within=seconds, seed=os.getpid())
     assert found.deaths == 2 and found.results == expected and not found.leftovers
+
+
+def test_what_the_file_system_forbids_is_one_line(command, tiny, monkeypatch):
+    from probe.checkpoints import base
+
+    def forbidden(*given):
+        raise PermissionError(13, "Permission denied", "/there/model")
+
+    monkeypatch.setattr(base, "load", forbidden)
+    assert "/there/model: Permission denied" in command("analyze", tiny).problem
+
+    def bug(*given):
+        raise OSError("no file is to blame")
+
+    monkeypatch.setattr(base, "load", bug)
+    with pytest.raises(OSError, match="no file is to blame"):
+        command("analyze", tiny)

@@ -19,6 +19,7 @@ from tiny_language_models import (
 from torch import Tensor
 
 from probe.checkpoints.base import load
+from probe.checkpoints.foreign import refusing
 from probe.checkpoints.tensor_folder import WHOLE
 from probe.errors import InputError
 
@@ -308,3 +309,12 @@ def test_hostile_tokenizers(name: str, content: str, reason: str, tmp_path: Path
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     folder = language_folder(tmp_path / "words", "llama", words=True, vocab_size=20)
     assert "61 tokens in the tokenizer, 20 in the model" in refused(folder)
+
+
+def test_panics_of_foreign_libraries_are_refused_and_interrupts_are_not(tmp_path):
+    panic = type("PanicException", (BaseException,), {})
+    refused = pytest.raises(InputError, match="unreadable: PanicException: out of range")
+    with refused, refusing(tmp_path, "unreadable"):
+        raise panic("out of range")
+    with pytest.raises(KeyboardInterrupt), refusing(tmp_path, "unreadable"):
+        raise KeyboardInterrupt

@@ -9,6 +9,8 @@ from typing import Any
 
 from probe.errors import InputError
 
+PANIC = "PanicException"  # of libraries in Rust: made at run time, and no Exception
+
 
 @contextmanager
 def refusing(place: Path, what: str) -> Iterator[None]:
@@ -22,7 +24,9 @@ def refusing(place: Path, what: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == PANIC):
+            raise
         reason = ascii(" ".join(f"{type(error).__name__}: {error}".split()))[1:-1]
         raise InputError(f"{place}: {what}: {reason:.200}") from None
 

@@ -200,6 +200,7 @@ class BridgedModel(LanguageModel):
         """A model of its own: without hooks, and with the bridge's inner wiring laid anew."""
         clone = self.__class__.__new__(self.__class__)
         memo[id(self)] = clone
+        memo[id(self.tokenizer)] = self.tokenizer  # nothing changes it, and not all can be copied
         with _COPYING:
             clone.__dict__.update(deepcopy(self.__dict__, memo))
         clone.bridge.reset_hooks()
