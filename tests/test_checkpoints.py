@@ -460,7 +460,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("hello")
     assert "unknown checkpoint format; known: " in refusal(tmp_path / "x.txt")
     (tmp_path / "folder.pkl").mkdir()
-    assert "IsADirectoryError" in refusal(tmp_path / "folder.pkl", LINEAR_1L)
+    assert "not a file" in refusal(tmp_path / "folder.pkl", LINEAR_1L)
     assert "holds no config.json" in refusal(tmp_path)
 
 

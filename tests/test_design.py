@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(capsys, tmp_path: Path) -> None:
     for arguments, expected in (
         (["--against", "ridge,nonsense"], "cannot compare nonsense"),
         (["--task", "nonsense"], "unknown task"),
-        (["--discriminate-from", str(tmp_path / "nothing.json")], "no results of a run"),
+        (["--discriminate-from", str(tmp_path / "nothing.json")], "No such file"),
         (["--sequences", "3"], "too few"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -72,7 +72,7 @@ def waits(arguments: list[str]) -> None:
 
 
 def takes_memory(arguments: list[str]) -> None:
-    bytearray(1200 << 20)
+    bytearray(1700 << 20)
 
 
 def is_refused_memory(arguments: list[str]) -> None:

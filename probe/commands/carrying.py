@@ -157,6 +157,7 @@ def carry_out(asked: "Request | Survey", folder: Path, way: Way, fresh: bool = F
     """
     from probe.journal import journal_in
     from probe.limits import refuse
+    from probe.pipeline import Request, check_fit
     from probe.report.results import results_dict
     from probe.report.write import write_report
     from probe.run_key import digest, key_of
@@ -166,6 +167,8 @@ def carry_out(asked: "Request | Survey", folder: Path, way: Way, fresh: bool = F
     if not fresh and (found := _finished(folder, digest(key))):
         said = f"Finished before; --fresh starts over. {_answer(found)}"
         return Outcome(name, said, folder / PAGE, found)
+    if isinstance(asked, Request):
+        check_fit(asked.subject, asked.plan)
     refuse(asked, folder)
     with journal_in(folder, key, fresh) as journal:
         report = _report(asked, folder, way, journal)
