@@ -65,10 +65,11 @@ READERS: dict[str, Reader] = {
 }
 
 
-CONTEXTS: dict[str, Callable[[Context], Context]] = {
-    SUBJECT: lambda context: context,
-    ANOTHER: lambda context: context.another,
-    SWAPPED: lambda context: context.swapped,
+CONTEXTS: dict[str, Callable[[Context, Reader], Tensor]] = {
+    SUBJECT: lambda context, read: context.once(read, lambda: read(context)),
+    # What is read of the sequence before is what the sequence before reads.
+    ANOTHER: lambda context, read: context.once(read, lambda: read(context)).roll(1, 0),
+    SWAPPED: lambda context, read: read(context.swapped),
 }
 
 
@@ -88,7 +89,7 @@ class Target:
 
     def read(self, context: Context) -> Float[Tensor, "batch time width"]:
         """Its values."""
-        return READERS[self.name](CONTEXTS[self.of](context))
+        return CONTEXTS[self.of](context, READERS[self.name])
 
 
 @dataclass(frozen=True)
