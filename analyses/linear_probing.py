@@ -26,7 +26,7 @@ from probe.plan import FOLDS
 from probe.ridge import fit_ridge, group_sums
 from probe.sampling import generator_for
 from probe.stages import Batch, Context, Results, Sums, previous
-from probe.statistics import Interval, bootstrap_interval
+from probe.statistics import BLOCKS, Interval, bootstrap_interval
 from probe.views import ANOTHER, SUBJECT, SWAPPED, TWIN
 
 LAMBDAS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -151,12 +151,20 @@ class Probes:
         errors = []
         for x, weights in zip(batch.capture.layers, learned.weights, strict=True):
             torch.baddbmm(by_position, x.transpose(0, 1), weights, alpha=-1, out=residual)
-            errors.append(group_sums(residual.square_(), self.widths))
+            errors.append(self._by_block(residual.square_(), batch))
         return {
-            "error": batch.by_block(torch.stack(errors).permute(2, 0, 1, 3)),
-            "energy": batch.by_block(group_sums(y.square(), self.widths)),
+            "error": torch.stack(errors, 1).double(),
+            "energy": self._by_block(by_position.square(), batch).double(),
             "sequences": batch.by_block(torch.ones(len(y))),
         }
+
+    def _by_block(
+        self, squares: Float[Tensor, "time batch k"], batch: Batch
+    ) -> Float[Tensor, "blocks time targets"]:
+        """Sums over the sequences of each block first, which leaves few numbers to group."""
+        sums = squares.new_zeros(len(squares), BLOCKS, squares.shape[-1])
+        sums.index_add_(1, batch.blocks, squares)
+        return group_sums(sums, self.widths).transpose(0, 1)
 
 
 @dataclass(frozen=True)
