@@ -10,7 +10,7 @@ Cost: per shard and view one product of the activations with the targets; fit su
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -26,7 +26,7 @@ from probe.plan import FOLDS
 from probe.ridge import fit_ridge, group_sums
 from probe.sampling import generator_for
 from probe.stages import Batch, Context, Results, Sums, previous
-from probe.statistics import Interval, bootstrap_interval
+from probe.statistics import BLOCKS, Interval, bootstrap_interval
 from probe.views import ANOTHER, SUBJECT, SWAPPED, TWIN
 
 LAMBDAS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -65,12 +65,31 @@ READERS: dict[str, Reader] = {
 }
 
 
+CONTEXTS: dict[str, Callable[[Context, Reader], Tensor]] = {
+    SUBJECT: lambda context, read: context.once(read, lambda: read(context)),
+    # What is read of the sequence before is what the sequence before reads.
+    ANOTHER: lambda context, read: context.once(read, lambda: read(context)).roll(1, 0),
+    SWAPPED: lambda context, read: read(context.swapped),
+}
+
+
 @dataclass(frozen=True)
 class Target:
-    """Something to decode; all of its channels share one penalty."""
+    """Something to decode; all of its channels share one penalty.
+
+    Attributes:
+        name: What it is.
+        width: Its channels.
+        of: Whose it is: that of the own sequence, or of a control.
+    """
 
     name: str
     width: int
+    of: str = SUBJECT
+
+    def read(self, context: Context) -> Float[Tensor, "batch time width"]:
+        """Its values."""
+        return CONTEXTS[self.of](context, READERS[self.name])
 
 
 @dataclass(frozen=True)
@@ -80,17 +99,21 @@ class Decoders:
     Attributes:
         weights: Maps from each layer to all targets, at each position.
         in_sample: Mean over fitted sequences of 1/2 the squared error of each target.
-        at_edge: Share of penalties at an end of their grid.
+        at_edge: Share of the penalties of each target at an end of their grid.
     """
 
     weights: Float[Tensor, "layers time d k"]
     in_sample: Float[Tensor, "layers time targets"]
-    at_edge: float
+    at_edge: Float[Tensor, " targets"]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Uncentred ridge regressions of targets on the stream, per layer and position."""
+    """Uncentred ridge regressions of targets on the stream, per layer and position.
+
+    Controls that look for something else in the same stream are targets too: they share its moments
+    and their eigendecompositions.
+    """
 
     targets: tuple[Target, ...]
     views: tuple[str, ...]
@@ -101,13 +124,13 @@ class Probes:
         """Widths of the targets."""
         return tuple(target.width for target in self.targets)
 
-    def index(self, name: str) -> int:
-        """Place of a target."""
-        return [target.name for target in self.targets].index(name)
+    def places(self, of: str) -> list[int]:
+        """Places of the targets of the own sequence, or of a control."""
+        return [place for place, target in enumerate(self.targets) if target.of == of]
 
     def read(self, context: Context) -> Float[Tensor, "batch time k"]:
         """All targets side by side."""
-        return torch.cat([READERS[target.name](context) for target in self.targets], -1)
+        return torch.cat([target.read(context) for target in self.targets], -1)
 
     def fit(self, batch: Batch) -> Sums:
         """Moments of stream and targets, in the dtype of the stream."""
@@ -118,7 +141,7 @@ class Probes:
         """Ridge regressions, one penalty per layer, position and target."""
         fit = fit_ridge(Moments(sums["xx"], sums["xy"], sums["yy"]), self.widths)
         in_sample = fit.in_sample / (2 * sums["sequences"].sum())
-        return Decoders(fit.weights.float(), in_sample, float(fit.at_edge.double().mean()))
+        return Decoders(fit.weights.float(), in_sample, fit.at_edge.double().mean((0, 1)))
 
     def test(self, batch: Batch, learned: Decoders) -> Sums:
         """Squared errors and squared targets by block."""
@@ -128,12 +151,20 @@ class Probes:
         errors = []
         for x, weights in zip(batch.capture.layers, learned.weights, strict=True):
             torch.baddbmm(by_position, x.transpose(0, 1), weights, alpha=-1, out=residual)
-            errors.append(group_sums(residual.square_(), self.widths))
+            errors.append(self._by_block(residual.square_(), batch))
         return {
-            "error": batch.by_block(torch.stack(errors).permute(2, 0, 1, 3)),
-            "energy": batch.by_block(group_sums(y.square(), self.widths)),
+            "error": torch.stack(errors, 1).double(),
+            "energy": self._by_block(by_position.square(), batch).double(),
             "sequences": batch.by_block(torch.ones(len(y))),
         }
+
+    def _by_block(
+        self, squares: Float[Tensor, "time batch k"], batch: Batch
+    ) -> Float[Tensor, "blocks time targets"]:
+        """Sums over the sequences of each block first, which leaves few numbers to group."""
+        sums = squares.new_zeros(len(squares), BLOCKS, squares.shape[-1])
+        sums.index_add_(1, batch.blocks, squares)
+        return group_sums(sums, self.widths).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -141,13 +172,13 @@ class Scores:
     """Test sums of one view.
 
     Attributes:
-        stage: What was decoded.
+        targets: What was decoded.
         error: Squared errors.
         energy: Squared targets.
         count: Sequences of each block.
     """
 
-    stage: Probes
+    targets: tuple[str, ...]
     error: Float[Tensor, "blocks layers time targets"]
     energy: Float[Tensor, "blocks time targets"]
     count: Float[Tensor, " blocks"]
@@ -169,7 +200,7 @@ class Scores:
         self, weights: Float[Tensor, "draws blocks"], name: str, layer: int, positions: slice
     ) -> Float[Tensor, " draws"]:
         """Mean over positions of R^2, with blocks weighted."""
-        target = self.stage.index(name)
+        target = self.targets.index(name)
         error = weights @ self.error[:, layer, positions, target]
         return (1 - error / (weights @ self.energy[:, positions, target])).mean(-1)
 
@@ -190,20 +221,18 @@ class LinearProbing:
     question = "What can be read linearly from each layer, and does it become more readable?"
 
     def stages(self, setting: Setting) -> tuple[Probes, ...]:
-        """All targets under the own and a foreign sequence; a few under the other controls."""
+        """All targets of the own and of a foreign sequence; a few under the other controls."""
         targets = _targets(setting)
+        foreign = tuple(replace(target, of=ANOTHER) for target in targets)
         few = tuple(target for target in targets if target.name in (NEXT, QUERY))
-        own = tuple(target for target in few if target.name == QUERY)
-        return (
-            Probes(targets, (SUBJECT, ANOTHER)),
-            Probes(few, (TWIN,)),
-            Probes(own, (SWAPPED,)),
-        )
+        swapped = tuple(replace(target, of=SWAPPED) for target in few if target.name == QUERY)
+        return Probes((*targets, *foreign, *swapped), (SUBJECT,)), Probes(few, (TWIN,))
 
     def conclude(self, setting: Setting, results: Results) -> Finding:
         """Tests the statistic that was named in advance; tabulates the rest."""
-        stages = self.stages(setting)
-        scores = {view: _scores(results, stage, view) for stage in stages for view in stage.views}
+        probes, twin = self.stages(setting)
+        scores = {view: _scores(results, probes, SUBJECT, view) for view in CONTEXTS}
+        scores[TWIN] = _scores(results, twin, TWIN, SUBJECT)
         positions = slice(*setting.windows.probed)
         gain = {
             view: partial(s.gain, name=QUERY, positions=positions) for view, s in scores.items()
@@ -211,19 +240,22 @@ class LinearProbing:
         named = bootstrap_interval(lambda weights: gain[SUBJECT](weights) - gain[SWAPPED](weights))
         gains = {view: bootstrap_interval(statistic) for view, statistic in gain.items()}
         outcome = _outcome(named, gains[TWIN], setting.layers)
-        decoders: Decoders = results[stages[0], SUBJECT].learned
+        decoders: Decoders = results[probes, SUBJECT].learned
+        own = probes.places(SUBJECT)
         return Finding(
             analysis=self.name,
             question=self.question,
             outcome=outcome,
             statement=_statement(outcome, named, gains, scores[SUBJECT], positions),
-            metrics=_metrics(named, scores[SUBJECT], decoders, positions),
+            metrics=_metrics(
+                named, scores[SUBJECT], float(decoders.at_edge[own].mean()), positions
+            ),
             controls=_controls(scores, gains, positions),
             does_not_show=(
                 "That the model uses what can be decoded, or that a layer computes it: a probe "
                 "reads what is present, by whatever way it came there."
             ),
-            tables=(_table(scores[SUBJECT], scores[ANOTHER], decoders),),
+            tables=(_table(scores[SUBJECT], scores[ANOTHER], decoders.in_sample[..., own]),),
             figures=_figures(scores, positions),
         )
 
@@ -236,9 +268,11 @@ def _targets(setting: Setting) -> tuple[Target, ...]:
     return tuple(t for t in targets if t.name != CROSS or t.width <= WIDEST_CROSS)
 
 
-def _scores(results: Results, stage: Probes, view: str) -> Scores:
-    sums = results[stage, view].sums
-    return Scores(stage, sums["error"], sums["energy"], sums["sequences"])
+def _scores(results: Results, stage: Probes, view: str, of: str) -> Scores:
+    sums, places = results[stage, view].sums, stage.places(of)
+    names = tuple(stage.targets[place].name for place in places)
+    error, energy = (sums[name][..., places] for name in ("error", "energy"))
+    return Scores(names, error, energy, sums["sequences"])
 
 
 def _outcome(named: Interval, twin: Interval, layers: int) -> Outcome:
@@ -273,7 +307,7 @@ def _statement(
 
 
 def _metrics(
-    named: Interval, subject: Scores, decoders: Decoders, positions: slice
+    named: Interval, subject: Scores, at_edge: float, positions: slice
 ) -> dict[str, Metric]:
     where = f"mean over t = {positions.start + 1}..{positions.stop}, held out"
     metrics = {
@@ -283,7 +317,7 @@ def _metrics(
             f"context of another sequence; {where}; named in advance",
         ),
         "penalties_at_edge": Metric(
-            decoders.at_edge,
+            at_edge,
             "share of probes whose penalty lies at an end of its grid",
         ),
     }
@@ -309,16 +343,18 @@ def _controls(
     return controls
 
 
-def _table(subject: Scores, another: Scores, decoders: Decoders) -> Table:
+def _table(
+    subject: Scores, another: Scores, in_sample: Float[Tensor, "layers time targets"]
+) -> Table:
     r2 = subject.by_position()
     layers, time, _ = r2.shape
-    names = [target.name for target in subject.stage.targets]
+    names = list(subject.targets)
     index = pd.MultiIndex.from_product(
         [range(layers), range(1, time + 1), names], names=["layer", "position", "target"]
     )
     columns = {
         "loss": subject.loss(),
-        "loss_in_sample": decoders.in_sample,
+        "loss_in_sample": in_sample,
         "r2": r2,
         "control_r2": another.by_position(),
     }
@@ -330,7 +366,7 @@ def _table(subject: Scores, another: Scores, decoders: Decoders) -> Table:
 
 def _figures(scores: dict[str, Scores], positions: slice) -> tuple[Figure, ...]:
     subject = scores[SUBJECT]
-    r2 = subject.by_position()[..., subject.stage.index(NEXT)]
+    r2 = subject.by_position()[..., subject.targets.index(NEXT)]
     pooled = subject.pooled(positions)
     layers = tuple(str(layer) for layer in range(len(r2)))
     window = f"t = {positions.start + 1}..{positions.stop}"
@@ -354,7 +390,7 @@ def _figures(scores: dict[str, Scores], positions: slice) -> tuple[Figure, ...]:
             y_label="",
             value_label="gain in R^2",
             x=layers,
-            y=tuple(target.name.replace("_", " ") for target in subject.stage.targets),
+            y=tuple(name.replace("_", " ") for name in subject.targets),
             values=tuple(map(tuple, (pooled - pooled[:1]).T.tolist())),
         ),
         _chart(scores, positions, window),

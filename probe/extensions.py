@@ -19,7 +19,7 @@ from probe.stages import Batch, Measured, Sums
 from probe.statistics import Interval, bootstrap_interval, share_explained
 from probe.views import SUBJECT
 
-LEAST_SHARE = 0.25  # of the sequences: 64 of a shard of 256, one for every block
+LEAST_SHARE = 0.125  # of the sequences: 32 of a shard of 256, in half of the blocks
 ENOUGH = 512  # sequences of each split
 Places = tuple[int, ...]
 

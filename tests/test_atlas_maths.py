@@ -39,7 +39,7 @@ def row(group: str, form: str) -> int:
 
 
 def explained(problem: HeadProblem, penalties: Penalties | None = None) -> torch.Tensor:
-    return explanations(problem, penalties or penalties_for(problem))
+    return torch.cat(explanations(problem, penalties or penalties_for(problem)), -1)
 
 
 # The problem
@@ -198,7 +198,7 @@ def test_heads_without_keys_have_penalties_too() -> None:
 def sums_of(answer: torch.Tensor, problem: HeadProblem, penalties: Penalties) -> Sums:
     sums = Sums(HEADS)
     found = explained(problem, penalties)
-    (seen,) = products(answer[None], problem.mean_value, found)
+    (seen,) = products(answer[None], problem.mean_value, [found])
     sums.add_fit(seen)
     sums.add_test(seen, problem.values.square().sum((-1, -2)), torch.arange(BATCH))
     return sums
@@ -208,7 +208,7 @@ def test_products_serve_every_factor() -> None:
     problem = pose(heads(), AT)
     answer = answers(heads(), AT)
     found = explained(problem)
-    rr, rd, dd = products(answer[None], problem.mean_value, found)[0].unbind(-1)
+    rr, rd, dd = products(answer[None], problem.mean_value, [found])[0].unbind(-1)
     for index in (0, 2, 10, len(MEMBERS) - 1, len(ROWS) - 1):
         base = answer - problem.mean_value if index == 2 else answer
         want = (base - 0.3 * found[..., index]).square().sum((-1, -2))

@@ -4,6 +4,7 @@ Every explanation of a problem is a vector at each position. All but ridge regre
 as the head itself is scaled, are fitted with one factor; so nulls have as many constants as a step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,26 +94,25 @@ def penalties_for(problem: HeadProblem) -> Penalties:
 
 def explanations(
     problem: HeadProblem, penalties: Penalties
-) -> Float[Tensor, "batch heads at d_v members_and_shuffled"]:
+) -> tuple[Float[Tensor, "batch heads at d_v _"], ...]:
     """All members, less the mean for the step from it, then the first `SHUFFLED` once more.
 
-    Those at the end pair each value with the key of another token of the past.
+    They lie side by side in a few parts, which together would be too large for the cache. Those at
+    the end pair each value with the key of another token of the past.
     """
     moved = derangements(problem.at, problem.keys.shape[2])
-    keys = problem.keys[:, :, moved]  # batch, heads, at, time, d_k
-    wrong = problem.values.mT[:, :, None] @ (problem.weights[..., None] * keys)
-    right_and_wrong = torch.cat([problem.cross, wrong], -2)
-    ridges = _ridges(problem, right_and_wrong, penalties).chunk(2, -2)
-    parts = [
+    keys = problem.keys[:, :, moved.T]  # batch, heads, time, at, d_k
+    wrong = problem.products(problem.values, keys)
+    right, crossed = _ridges(problem, (problem.cross, wrong), penalties)
+    return (
         _steps(problem, problem.cross),
-        ridges[0],
+        right,
         _smoothers(problem),
         _means(problem),
         _copies(problem),
         _steps(problem, wrong),
-        ridges[1],
-    ]
-    return torch.cat(parts, -1)
+        crossed,
+    )
 
 
 def _steps(
@@ -126,13 +126,15 @@ def _steps(
 
 
 def _ridges(
-    problem: HeadProblem, cross: Float[Tensor, "batch heads at d_v d_k"], penalties: Penalties
-) -> Float[Tensor, "batch heads at d_v penalties"]:
-    """C (G + lambda)^-1 q for every lambda, from one eigendecomposition."""
+    problem: HeadProblem,
+    crosses: Sequence[Float[Tensor, "batch heads at d_v d_k"]],
+    penalties: Penalties,
+) -> list[Float[Tensor, "batch heads at d_v penalties"]]:
+    """C (G + lambda)^-1 q for every C and every lambda, from one eigendecomposition."""
     found = _Spectrum.of(problem)
-    along = (found.basis.mT @ problem.queries[..., None])[..., 0]
-    shrunk = found.mu.clamp_min(0)[..., None] + penalties.grid[:, None, None]
-    return (cross @ found.basis) @ (along[..., None] / shrunk)
+    along = found.basis.mT @ problem.queries[..., None]
+    shrunk = along / (found.mu.clamp_min(0)[..., None] + penalties.grid[:, None, None])
+    return [cross @ found.basis @ shrunk for cross in crosses]
 
 
 def _smoothers(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v temperatures_and_one"]:
@@ -141,8 +143,8 @@ def _smoothers(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v temper
     scales = torch.tensor([1.0, *TEMPERATURES], dtype=problem.keys.dtype) * own
     logits = problem.scores[..., None, :] * scales[:, None]
     gated = (problem.weights.log().clamp_min(-1e9) + problem.past.log())[..., None, :]
-    mixed = (logits + gated).softmax(-1) @ problem.values[:, :, None]
-    return mixed.transpose(-1, -2)
+    mixed = logits.add_(gated).softmax(-1).flatten(2, 3) @ problem.values
+    return mixed.unflatten(2, (-1, len(scales))).transpose(-1, -2)
 
 
 def _means(problem: HeadProblem) -> Float[Tensor, "batch heads at d_v means"]:

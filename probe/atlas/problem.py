@@ -64,15 +64,18 @@ class HeadProblem:
         return self.weights @ self.keys / self.mass
 
     @cached_property
-    def weighted_keys(self) -> Float[Tensor, "batch heads at time d_k"]:
-        """w_pj k_j."""
-        return self.weights[..., None] * self.keys[:, :, None]
-
-    @cached_property
     def _moments(self) -> Float[Tensor, "batch heads at d_k_and_d_v d_k"]:
         """G_p above C_p."""
-        pairs = torch.cat([self.keys, self.values], -1)
-        return pairs.mT[:, :, None] @ self.weighted_keys
+        return self.products(torch.cat([self.keys, self.values], -1), self.keys[..., None, :])
+
+    def products(
+        self,
+        values: Float[Tensor, "batch heads time m"],
+        keys: Float[Tensor, "batch heads time #at d_k"],
+    ) -> Float[Tensor, "batch heads at m d_k"]:
+        """sum_j w_pj v_j k_j^T of any values and keys, in one product for all positions."""
+        weighted = self.weights.mT[..., None] * keys
+        return (values.mT @ weighted.flatten(3)).unflatten(3, weighted.shape[3:]).transpose(2, 3)
 
     @property
     def gram(self) -> Float[Tensor, "batch heads at d_k d_k"]:

@@ -4,7 +4,7 @@ With r the answer, d an explanation and c its factor, the error is rr - 2 c rd +
 sums serve every factor; so constants are fitted on one half and scored on the other in one pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,23 +23,25 @@ Products = Float[Tensor, "batch heads rows 3"]
 def products(
     answers: Float[Tensor, "targets batch heads at d_v"],
     mean: Float[Tensor, "batch heads at d_v"],
-    explained: Float[Tensor, "batch heads at d_v rows"],
+    explained: Sequence[Float[Tensor, "batch heads at d_v _"]],
 ) -> Float[Tensor, "targets batch heads rows 3"]:
     """(rr, rd, dd) of each sequence, head and explanation, summed over positions and channels.
 
     Args:
         answers: What the heads gathered, and what others would have.
         mean: The mean of their values so far; of the step from the mean, r is the answer less it.
-        explained: What each explanation says.
+        explained: What each explanation says, a few side by side.
     """
-    flat = explained.flatten(2, 3)
+    said = torch.cat([answers, mean[None]]).flatten(3).movedim(0, 2)
+    parts = [part.flatten(2, 3) for part in explained]
+    along = torch.cat([said @ part for part in parts], -1).movedim(2, 0)
+    rd, of_mean = along[:-1], along[-1]
+    dd = torch.cat([part.square().sum(2) for part in parts], -1).expand_as(rd)
     rr = answers.square().sum((-1, -2))[..., None].repeat(1, 1, 1, len(ROWS))
-    rd = (answers.flatten(3).movedim(0, 2) @ flat).movedim(2, 0)
-    dd = flat.square().sum(2).expand_as(rd)
-    beyond = answers - mean
+    beyond = (answers - mean).square().sum((-1, -2))
     for row in (FROM_MEAN, WRONG + FROM_MEAN):
-        rr[..., row] = beyond.square().sum((-1, -2))
-        rd[..., row] = (beyond * explained[..., row]).sum((-1, -2))
+        rr[..., row] = beyond
+        rd[..., row] -= of_mean[..., row]
     return torch.stack([rr, rd, dd], -1)
 
 
