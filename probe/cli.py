@@ -10,6 +10,7 @@ from probe.allocator import keep_freed_memory
 from probe.errors import InputError
 
 BAD_INPUT = 2
+LONGEST = 2000  # characters of a message
 
 
 @click.group(
@@ -22,8 +23,13 @@ def app() -> None:
 
 
 def _tell(message: Warning | str, *where: object) -> None:
-    """A warning is one line, without the place in the code where it arose."""
-    click.echo(f"mesaprobe: {' '.join(str(message).split())}", err=True)
+    """A message is one line, without the place in the code where it arose.
+
+    What it quotes of a file may be long, and hold what a terminal would obey.
+    """
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(message).split()))
+    shown = line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+    click.echo(f"mesaprobe: {shown}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -191,3 +191,8 @@ def test_what_the_file_system_forbids_is_one_line(command, tiny, monkeypatch):
     monkeypatch.setattr(base, "load", bug)
     with pytest.raises(OSError, match="no file is to blame"):
         command("analyze", tiny)
+
+
+def test_what_a_message_quotes_is_short_and_printable(command, tiny):
+    problem = command("analyze", tiny, "--task", "\x1b[31m" + "k" * 10_000).problem
+    assert problem.isprintable() and len(problem) < 2_100 and "unknown task" in problem
