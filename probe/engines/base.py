@@ -80,18 +80,28 @@ class Worker:
         totals: tuple[Sums, ...] = tuple({} for _ in order.keys)
         clipped, batch_size = 0.0, self.plan.batch_size
         for index, shard in enumerate(lease.shards, start=lease.first):
-            sequences = self.plan.draw(lease.split, index, shard.size)
-            captures, fitted = self._run(lease.split, index, sequences)
-            clipped += sequences.clipped_share * shard.size
-            batch_size = min(batch_size, fitted)
-            batches = self._seen(shard, sequences, captures)
-            for at, (stage, view) in enumerate(order.keys):
-                with refusing_when_full(type(stage).__name__):
-                    if lease.split == FIT:
-                        add(totals[at], stage.fit(batches[view]))
-                    else:
-                        add(totals[at], stage.test(batches[view], order.learned[at]))
+            of_shard, fitted = self._add_shard(lease.split, index, shard, order, totals)
+            clipped, batch_size = clipped + of_shard, min(batch_size, fitted)
         return Gathered(totals, clipped, batch_size)
+
+    def _add_shard(
+        self, split: int, index: int, shard: Shard, order: Order, totals: tuple[Sums, ...]
+    ) -> tuple[float, int]:
+        """Adds a shard's sums; what it drew and saw is let go of before the next one is drawn.
+
+        Returns:
+            Its clipped share times its size, and the batch size that fitted.
+        """
+        sequences = self.plan.draw(split, index, shard.size)
+        captures, fitted = self._run(split, index, sequences)
+        batches = self._seen(shard, sequences, captures)
+        for at, (stage, view) in enumerate(order.keys):
+            with refusing_when_full(type(stage).__name__):
+                if split == FIT:
+                    add(totals[at], stage.fit(batches[view]))
+                else:
+                    add(totals[at], stage.test(batches[view], order.learned[at]))
+        return sequences.clipped_share * shard.size, fitted
 
     def _seen(
         self, shard: Shard, sequences: Sequences, captures: Mapping[str, Capture]
