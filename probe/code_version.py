@@ -10,7 +10,7 @@ import probe
 from probe.analysis import analysis_packages
 
 LIBRARIES = ("numpy", "scipy", "torch", "transformer-lens")  # their versions move last digits
-SUFFIXES = frozenset({".py", ".json", ".npz", ".safetensors", ".toml"})
+SUFFIXES = frozenset({".css", ".jinja", ".json", ".npz", ".py", ".safetensors", ".toml"})
 
 
 @cache

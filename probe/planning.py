@@ -1,27 +1,24 @@
 """What a run will take: memory and time from a short trial of its steps, disk from shapes."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-
-import torch
 
 from probe.analysis import Bench, Setting, choose_analyses
 from probe.atlas import work_of
 from probe.audit import audit
-from probe.capture import Capture, capture
 from probe.checkpoints.base import Subject
+from probe.engines.base import Order
 from probe.footprint import FLOAT, PER_FINDING, REPORT, report_bytes
 from probe.language import LEAST as LEAST_WINDOWS
 from probe.language import Survey, survey
 from probe.pilot import scout
 from probe.pipeline import AUDITED, Request, check_fit
-from probe.plan import FIT, PILOT, TEST, Plan, Shard
-from probe.stages import Batch, Context, Results
-from probe.tasks.base import asked_tokens
+from probe.plan import FIT, PILOT, TEST, Lease, Plan, Shard
+from probe.stages import Results
+from probe.sweeps import WithControls
 from probe.threads import one_thread
 from probe.trial import Pace, Step, Trial, Watch, try_job, try_sweep
-from probe.views import SUBJECT, TWIN, all_views, permuted_twin
 
 FEW = 2  # sequences from which shapes are read
 
@@ -159,31 +156,16 @@ def journal_bytes(subject: Subject, plan: Plan, setting: Setting, results: Resul
     return tested + fit_bytes(subject, plan, setting, results)
 
 
-@torch.no_grad()
 def fit_bytes(subject: Subject, plan: Plan, setting: Setting, results: Results) -> int:
     """Bytes of the fit sums of all stages of a sweep, in all of their folds."""
-    batches = few_batches(subject, plan, setting)
+    keys = tuple(key for key in results if key[0].folds)
+    worker = WithControls(setting.ridge).worker(subject.model, plan)
+    found = worker.measure(Lease(FIT, 0, 0, (Shard(0, FEW),)), Order(keys))
     return sum(
         stage.folds * part.numel() * FLOAT
-        for stage, view in results
-        if stage.folds
-        for part in stage.fit(batches[view]).values()
+        for (stage, _), sums in zip(keys, found.sums, strict=True)
+        for part in sums.values()
     )
-
-
-def few_batches(subject: Subject, plan: Plan, setting: Setting) -> Mapping[str, Batch]:
-    """A few sequences as each view shows them."""
-    sequences = plan.draw(PILOT, 0, FEW)
-    context = Context(sequences, plan.task.problem(sequences))
-    models = {SUBJECT: subject.model, TWIN: permuted_twin(subject.model, plan.seed)}
-    captures: dict[str, Capture] = {
-        name: capture(model, sequences.tokens, plan.batch_size).at(asked_tokens(plan.task))
-        for name, model in models.items()
-    }
-    views = all_views(setting.ridge)
-    return {
-        name: Batch(*view(context, captures), torch.arange(FEW)) for name, view in views.items()
-    }
 
 
 def survey_costs(asked: Survey) -> Iterator[Cost]:
