@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -q -n 2 --dist worksteal
 
 .PHONY: install demo test test-fast test-slow lint fuzz bench bench-plot growth growth-page clean
 
@@ -18,13 +19,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/mesaprobe analyze examples/demo --out reports/demo
 
-test: test-fast test-slow
+test: lint
+	$(PYTEST)
 
 test-fast: lint
-	$(BIN)/pytest -q -m "not slow" -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/pytest -q -m slow -n 2 --dist worksteal
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -371,6 +371,7 @@ def test_the_example_is_analysed(
     command: Callable[..., Any], theirs: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
     asked = ("--adapter", f"{EXAMPLE}:build", "--task", "linear", "--sequences", 256)
-    outcome = command("analyze", theirs[1], *asked, "--out", tmp_path / "out")
+    some = ("--only", "behaviour,linear_probing,ablation")
+    outcome = command("analyze", theirs[1], *asked, *some, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "solves" not in outcome.out and "gradient" not in outcome.out

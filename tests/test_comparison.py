@@ -257,8 +257,8 @@ def test_a_task_of_other_width_is_named(command, tiny, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_verdicts_are_those_of_the_full_analysis(command, tiny, other, tmp_path) -> None:
-    outcome = command("compare", tiny, other, "--sequences", 256, "--json")
+def test_verdicts_are_those_of_the_full_analysis(command, finished, other, tmp_path) -> None:
+    outcome = command("compare", finished, other, "--sequences", 256, "--json")
     assert outcome.code == 0, outcome.err
     analysed = command("analyze", other, "--sequences", 256, "--json", "--out", tmp_path / "out")
     (group,) = json.loads(outcome.out)["groups"]

@@ -294,12 +294,9 @@ def in_all_formats(model: SequenceTransformer, folder: Path) -> tuple[Path, Path
     return folder / "native", folder / "torch" / "weights.pt", write_run(model, folder / "garg")
 
 
-@pytest.mark.parametrize(
-    "more", [("--only", "behaviour"), pytest.param((), marks=pytest.mark.slow)], ids=len
-)
-def test_results_do_not_depend_on_the_format(more, command, model, tmp_path) -> None:
+def test_results_do_not_depend_on_the_format(command, model, tmp_path) -> None:
     found = [
-        results_of(command, path, tmp_path / f"out{index}", *more)
+        results_of(command, path, tmp_path / f"out{index}", "--only", "behaviour")
         for index, path in enumerate(in_all_formats(model, tmp_path))
     ]
     formats = [(plain["subject"].pop("format"), plain["subject"].pop("name")) for plain in found]
@@ -309,3 +306,10 @@ def test_results_do_not_depend_on_the_format(more, command, model, tmp_path) -> 
     other = write_run(drawn(model.config, seed=1), tmp_path / "other")
     changed = results_of(command, other, tmp_path / "changed", "--only", "behaviour")
     assert changed["findings"][0] not in found[0]["findings"]
+
+
+@pytest.mark.slow
+def test_a_random_run_folder_is_no_learner_by_all_analyses(command, model, tmp_path) -> None:
+    found = results_of(command, write_run(model, tmp_path / "garg"), tmp_path / "out")
+    assert found["verdict"]["class"] not in LEARNERS
+    assert len(found["findings"]) > 3

@@ -182,7 +182,7 @@ def test_a_model_that_trains_itself_is_found_and_its_opposite_is_not() -> None:
 
 @pytest.mark.slow
 def test_an_untrained_model_does_not_train_itself() -> None:
-    prompts = replace(PROMPTS, points=8)
+    prompts = replace(PROMPTS, points=6)
     found = LayerCausality().run(bench_of(random_gpt2(), prompts=prompts))
     assert found.outcome != "supports"
     # What was first measured does not tell an untrained model from any other.

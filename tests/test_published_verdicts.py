@@ -5,36 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from probe.checkpoints.base import load
+from probe.checkpoints.base import Subject, load
+from probe.findings import Verdict
 from probe.pipeline import Request, analyze
 from probe.plan import Plan
 from probe.tasks.base import find_task
 from probe.views import permuted_twin
 
 FOLDER = "linear_seq_fully"
-MODELS = [
-    ("model_lin_1l_constr.pkl", "linear-1l", "first_order", 1),
-    ("model_lin_2l_constr.pkl", "linear-2l", "first_order", 4),
-    ("model_lin_6l_constr.pkl", "linear-6l", "least_squares", None),
-    ("model_mesa_constr.pkl", "mesa-1l", "least_squares", None),
-    ("model_sm_7l_fullfledged.pkl", "softmax-7l", "least_squares", None),
-    ("model_mesa_fullfledged.pkl", "hybrid-mesa", "least_squares", None),
-]
+CAUSAL = ("layer_reconstruction", "linear_probing", "update_law", "interchange", "pair_edits")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("file", "preset", "expected", "degree"), MODELS)
-def test_published_models_are_judged(paper_data: Path, file, preset, expected, degree) -> None:
-    path = paper_data / FOLDER / file
+def subject_of(folder: Path, file: str, preset: str) -> Subject:
+    path = folder / FOLDER / file
     if not path.exists():
         pytest.skip(f"the folder holds no {file}")
-    subject = load(path, f"von-oswald-2023/{preset}")
-    plan = Plan(find_task(subject.task or ""), 4096, 0)
-    verdict = analyze(Request(subject, plan, ("behaviour",))).verdict
+    return load(path, f"von-oswald-2023/{preset}")
+
+
+def holds(verdict: Verdict, preset: str, expected: str, degree: int | None) -> None:
     # The twin and the foreign contexts read no learner, or there would be no verdict.
     assert verdict.instruments_ok, verdict.statement
     assert (verdict.algorithm_class, verdict.degree) == (expected, degree)
-    assert verdict.evidence_level >= 1
     known = {*verdict.equivalent, *verdict.undecided}
     if preset == "linear-1l":
         assert verdict.family == "gradient_descent" and verdict.parameters["steps"] == 1
@@ -49,19 +41,39 @@ def test_published_models_are_judged(paper_data: Path, file, preset, expected, d
         assert "newton" in verdict.equivalent
 
 
-CAUSAL = ("layer_reconstruction", "linear_probing", "update_law", "interchange", "pair_edits")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "preset", "expected", "degree"),
+    [
+        ("model_lin_2l_constr.pkl", "linear-2l", "first_order", 4),
+        ("model_sm_7l_fullfledged.pkl", "softmax-7l", "least_squares", None),
+        ("model_mesa_fullfledged.pkl", "hybrid-mesa", "least_squares", None),
+    ],
+)
+def test_published_models_are_judged(paper_data: Path, file, preset, expected, degree) -> None:
+    subject = subject_of(paper_data, file, preset)
+    plan = Plan(find_task(subject.task or ""), 4096, 0)
+    verdict = analyze(Request(subject, plan, ("behaviour",))).verdict
+    holds(verdict, preset, expected, degree)
+    assert verdict.evidence_level >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "preset"), [(file, preset) for file, preset, *_ in (MODELS[0], MODELS[2], MODELS[3])]
+    ("file", "preset", "expected", "degree"),
+    [
+        ("model_lin_1l_constr.pkl", "linear-1l", "first_order", 1),
+        ("model_lin_6l_constr.pkl", "linear-6l", "least_squares", None),
+        ("model_mesa_constr.pkl", "mesa-1l", "least_squares", None),
+    ],
 )
 def test_published_models_reach_level_3_and_their_twins_none(
-    paper_data: Path, file: str, preset: str
+    paper_data: Path, file, preset, expected, degree
 ) -> None:
-    subject = load(paper_data / FOLDER / file, f"von-oswald-2023/{preset}")
+    subject = subject_of(paper_data, file, preset)
     plan = Plan(find_task(subject.task or ""), 2048, 1)
     report = analyze(Request(subject, plan, (*CAUSAL, "ablation", "signatures")))
+    holds(report.verdict, preset, expected, degree)
     assert report.verdict.evidence_level == 3
     if preset == "linear-6l":
         found = {f.analysis: f for f in report.findings}["interchange"]

@@ -162,9 +162,11 @@ def test_the_command_says_when_nothing_is_replaced(command, descent, tmp_path) -
 )
 def test_published_models_are_replaced(command, paper_data, tmp_path, file, preset, layer, most):
     path = paper_data / "linear_seq_fully" / file
-    out = tmp_path / "out"
-    name = f"von-oswald-2023/{preset}"
-    outcome = command("transplant", path, "--preset", name, "--out", out, "--json")
+    named = (path, "--preset", f"von-oswald-2023/{preset}", "--sequences", 2048)
+    read = command("analyze", *named, "--only", "behaviour", "--out", tmp_path / "read")
+    assert read.code == 0, read.err
+    before = ("--results", tmp_path / "read" / "results.json")
+    outcome = command("transplant", *named, *before, "--out", tmp_path / "out", "--json")
     assert outcome.code == 0, outcome.err
     results = json.loads(outcome.out)
     assert results["first_layer"] == layer + 1
