@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from probe.accumulators import About
+from probe.allocator import release_freed_memory
 from probe.capture import Forward
 from probe.engines.base import Engine, Gathered, Key, Order, Setup, Work, Worker, add
 from probe.engines.threads import Threads
@@ -23,6 +24,7 @@ from probe.tasks.base import Task
 from probe.threads import one_thread
 
 MAIN = "main"
+TRIM = 8  # leases after which the holes between blocks in use are given back
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Sweep:
         left = leases[total.leases :]
         for gathered in engine.gather(self.work, left, order) if left else ():
             total.add(leases[total.leases], order, gathered)
+            del gathered  # else it is held while the next one is measured
+            if total.leases % TRIM == 0:
+                release_freed_memory()
             journal.keep(name, total.sums, total.about(), total.leases == len(leases))
             self.progress(before + total.leases, all_)
         count = sum(lease.count for lease in leases)
