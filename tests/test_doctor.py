@@ -2,19 +2,30 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 
-@pytest.fixture
-def run(command, tiny, tmp_path):
-    """A finished run of a small model, which is the test's own."""
-    import shutil
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A finished run of a small model."""
+    from probe.cli import main
 
+    out = tmp_path_factory.mktemp("finished") / "out"
+    asked = ("--sequences", "256", "--only", "behaviour", "--out", str(out))
+    main(["analyze", str(tiny), *asked])
+    return out
+
+
+@pytest.fixture
+def run(finished, tiny, tmp_path):
+    """A copy of the model and of its run, which are the test's own."""
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(tiny, model)
-    asked = ("--sequences", 256, "--only", "behaviour", "--out", out)
-    assert command("analyze", model, *asked).code == 0
+    shutil.copytree(finished, out)
+    source = json.loads((out / "run.json").read_text())["source"]
+    change(out / "run.json", source={**source, "path": str(model)})
     return model, out
 
 

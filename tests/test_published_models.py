@@ -136,12 +136,14 @@ def test_every_published_pickle_is_within_the_allow_list(paper_data: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [Direct(), Chunkwise(), Recursion(), ConjugateGradient()], ids=str
+    ("model", "method"),
+    [(4, Direct()), (4, Chunkwise()), (4, Recursion()), (4, ConjugateGradient()), (6, Direct())],
+    ids=str,
 )
-@pytest.mark.parametrize(("file", "preset", "published"), [MODELS[4], MODELS[6]])
 def test_published_mesa_loss_by_every_path(
-    paper_data: Path, monkeypatch, file: str, preset: str, published: float, method: Method
+    paper_data: Path, monkeypatch, model: int, method: Method
 ) -> None:
+    file, preset, published = MODELS[model]
     solved = []
 
     def solve(*parts: torch.Tensor, **_: object) -> torch.Tensor:
