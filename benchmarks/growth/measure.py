@@ -67,7 +67,7 @@ def measure(minutes: float, keep: Callable[[dict[str, Any]], None]) -> None:
 
     Args:
         minutes: The budget; the first point of each series is measured in any case.
-        keep: Is shown everything so far after each point.
+        keep: Is shown everything so far after each point, and at the end.
     """
     ends = time.monotonic() + 60 * minutes
     points: list[dict[str, Any]] = []
@@ -94,3 +94,4 @@ def measure(minutes: float, keep: Callable[[dict[str, Any]], None]) -> None:
         points.append({"series": one.name, "x": x, **asdict(used)})
         print(f"{one.name} {x:,}: {used.wall:.1f} s, {used.peak / 1e6:,.0f} MB", flush=True)
         keep(measured)
+    keep(measured)  # what was left out after the last point as well
