@@ -7,7 +7,7 @@ table, time from left to right, ratios on a log scale; 1 is the peer or the floo
 import argparse
 import json
 import textwrap
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 HISTORY = Path(__file__).with_name("history.json")
 WIDTH, LABEL = 12.0, 64  # inches; characters of a line of a label
+DAY, ROOM = timedelta(days=1), 1.5  # beside the first and last run; above and below the ratios
 
 Lines = dict[str, list[tuple[datetime, float]]]
 
@@ -69,20 +70,19 @@ def _panel(axis: Axes, module: str, lines: Lines) -> None:
     axis.axhline(1, color="0.6", lw=0.8)
     axis.set_yscale("log")
     axis.set_title(module, loc="left", fontsize=10)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low / ROOM, high * ROOM)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(_between(axis))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    all_dates = [date for points in lines.values() for date, _ in points]
+    axis.set_xlim(min(all_dates) - DAY, max(all_dates) + DAY)
     locator = AutoDateLocator(minticks=2, maxticks=5)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axis.grid(axis="y", color="0.92")
     axis.tick_params(labelsize=8)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, frameon=False)
-
-
-def _between(axis: Axes) -> str | NullFormatter:
-    """Labels between powers of ten only where there are few of these."""
-    low, high = axis.get_ylim()
-    return "{x:g}" if high / low < 20 else NullFormatter()
 
 
 def main() -> None:
