@@ -306,10 +306,3 @@ def test_results_do_not_depend_on_the_format(command, model, tmp_path) -> None:
     other = write_run(drawn(model.config, seed=1), tmp_path / "other")
     changed = results_of(command, other, tmp_path / "changed", "--only", "behaviour")
     assert changed["findings"][0] not in found[0]["findings"]
-
-
-@pytest.mark.slow
-def test_a_random_run_folder_is_no_learner_by_all_analyses(command, model, tmp_path) -> None:
-    found = results_of(command, write_run(model, tmp_path / "garg"), tmp_path / "out")
-    assert found["verdict"]["class"] not in LEARNERS
-    assert len(found["findings"]) > 3
