@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from published_checkpoints import subject_of
 
 import probe.atlas.read as reading
 from analyses.head_atlas import HeadAtlas
@@ -15,7 +16,6 @@ from probe.atlas import Atlas, finding_of, read_atlas, work_of
 from probe.atlas.causal import causal_weights
 from probe.atlas.naming import OPTIMIZERS, Controls, claims, name_of, read_planted, solver_of
 from probe.atlas.read import positions_of
-from probe.checkpoints.base import load
 from probe.errors import InputError
 from probe.findings import CategoryMap, HeatMap
 from probe.models.attention import (
@@ -439,10 +439,7 @@ def test_an_atlas_that_misreads_planted_heads_concludes_nothing(
 
 
 def published(paper_data: Path, file: str, preset: str) -> Atlas:
-    path = paper_data / "linear_seq_fully" / file
-    if not path.exists():
-        pytest.skip(f"the folder holds no {file}")
-    subject = load(path, f"von-oswald-2023/{preset}")
+    subject = subject_of(paper_data, f"linear_seq_fully/{file}", preset)
     task = find_task(subject.task or "")
     return read_atlas(
         subject.model, lambda first, n: task.sample(n, generator_for(9, first)).tokens, 128, 0

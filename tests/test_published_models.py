@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_checkpoints import subject_of
 
 from probe.checkpoints.base import Subject, load
 from probe.checkpoints.native import write_native
@@ -41,13 +42,6 @@ MODELS = [
     ("nonlinear_seq_fully/model_sm_7l_fullfledged.pkl", "nonlinear-softmax-7l", 0.039),
     ("nonlinear_seq_fully/model_mesa_fullfledged.pkl", "nonlinear-hybrid-mesa", 0.0375),
 ]
-
-
-def subject_of(paper_data: Path, file: str, preset: str) -> Subject:
-    path = paper_data / file
-    if not Path(str(path).partition("#")[0]).exists():
-        pytest.skip(f"the folder holds no {file}")
-    return load(path, f"von-oswald-2023/{preset}")
 
 
 @torch.no_grad()
@@ -119,10 +113,8 @@ def test_models_differ(paper_data: Path) -> None:
     ],
 )
 def test_wrong_presets_are_refused(paper_data: Path, file: str, preset: str, expected: str) -> None:
-    if not (paper_data / file).exists():
-        pytest.skip(f"the folder holds no {file}")
     with pytest.raises(InputError, match=expected) as caught:
-        load(paper_data / file, f"von-oswald-2023/{preset}")
+        subject_of(paper_data, file, preset)
     assert str(caught.value).isprintable()
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from published_checkpoints import subject_of
 
-from probe.checkpoints.base import Subject, load
 from probe.findings import Verdict
 from probe.pipeline import Request, analyze
 from probe.plan import Plan
@@ -14,13 +14,6 @@ from probe.views import permuted_twin
 
 FOLDER = "linear_seq_fully"
 CAUSAL = ("layer_reconstruction", "linear_probing", "update_law", "interchange", "pair_edits")
-
-
-def subject_of(folder: Path, file: str, preset: str) -> Subject:
-    path = folder / FOLDER / file
-    if not path.exists():
-        pytest.skip(f"the folder holds no {file}")
-    return load(path, f"von-oswald-2023/{preset}")
 
 
 def holds(verdict: Verdict, preset: str, expected: str, degree: int | None) -> None:
@@ -51,7 +44,7 @@ def holds(verdict: Verdict, preset: str, expected: str, degree: int | None) -> N
     ],
 )
 def test_published_models_are_judged(paper_data: Path, file, preset, expected, degree) -> None:
-    subject = subject_of(paper_data, file, preset)
+    subject = subject_of(paper_data, f"{FOLDER}/{file}", preset)
     plan = Plan(find_task(subject.task or ""), 4096, 0)
     verdict = analyze(Request(subject, plan, ("behaviour",))).verdict
     holds(verdict, preset, expected, degree)
@@ -70,7 +63,7 @@ def test_published_models_are_judged(paper_data: Path, file, preset, expected, d
 def test_published_models_reach_level_3_and_their_twins_none(
     paper_data: Path, file, preset, expected, degree
 ) -> None:
-    subject = subject_of(paper_data, file, preset)
+    subject = subject_of(paper_data, f"{FOLDER}/{file}", preset)
     plan = Plan(find_task(subject.task or ""), 2048, 1)
     report = analyze(Request(subject, plan, (*CAUSAL, "ablation", "signatures")))
     holds(report.verdict, preset, expected, degree)
